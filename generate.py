@@ -1,0 +1,151 @@
+"""Ask a fine-tuned model: one instruction, a file of them, or a prompt loop.
+
+    python3 generate.py --lora_dir saved_models/tiny_base_cot_sample --greedy \\
+        --instruction "The dial shows 3. Turn it up 4. Turn it down 6. Which digit does the dial show now?"
+    python3 generate.py --data alpaca-belle-cot --model_type llama        # finds the run that was trained so
+    python3 generate.py --lora_dir my_run --prompts_file questions.json   # records, or one instruction a line (.txt)
+    python3 generate.py --lora_dir my_run                                 # a loop; an empty line or Ctrl-D ends it
+
+The run's directory says base, template and where an answer ends. Only new tokens are printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import catalog, cli, runinfo
+from utils.models import DEFAULT_MODEL, checkpoint_of, get_model
+from utils.readers import read_rows
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument_group("run").add_argument
+    add("--lora_dir", type=Path, help="a directory that uniform_finetune.py wrote")
+    add("--data", nargs="+", metavar="D", help="find the run that was trained on this data (default: the family's)")
+    add = parser.add_argument_group("questions").add_argument
+    add("--instruction", help="one question; without it and --prompts_file, a prompt loop")
+    add("--input", default="", help="what the instruction is about, if it needs that")
+    add(
+        "--prompts_file",
+        type=Path,
+        help="records (.json, .jsonl, …; their outputs are ignored), or one instruction a line (.txt)",
+    )
+    cli.add_model_flags(parser, model_type=None)
+    cli.add_generation_flags(parser)
+    return parser
+
+
+@cli.reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    flags = parser.parse_args(argv)
+    if flags.instruction is not None and flags.prompts_file:
+        parser.error("--instruction and --prompts_file are two sources of questions: give one")
+    if flags.input and flags.instruction is None:
+        parser.error("--input belongs to an --instruction")
+    model_type = flags.model_type or DEFAULT_MODEL
+    try:
+        checkpoint = flags.model_name_or_path or (
+            flags.size and checkpoint_of(model_type, get_model(model_type), flags.size)
+        )
+        data = flags.data or [get_model(model_type).training.data]
+        catalog.parse_mixture(data)
+    except ValueError as error:
+        parser.error(str(error))
+    questions = read_questions(flags.instruction, flags.input, flags.prompts_file)
+
+    from transformers import set_seed
+
+    from utils import assistant, distributed, loading
+
+    loading.quiet_libraries()
+    distributed.set_threads()
+    directory = flags.lora_dir or find_run(model_type, data, checkpoint)
+    opened = assistant.open_run(
+        directory,
+        base=checkpoint,
+        template=flags.template,
+        precision=flags.precision,
+        quantization_bit=flags.quantization_bit,
+        trust_remote_code=flags.trust_remote_code,
+    )
+    print(
+        f"{directory}: {opened.run.model_type}, template {flags.template or opened.run.settings['template']}",
+        file=sys.stderr,
+    )
+    settings = cli.generation_settings(flags)
+    set_seed(flags.seed)
+    for number, record in enumerate(questions):
+        if flags.prompts_file:
+            print(f"{chr(10) if number else ''}### {record.get('instruction', '')}")
+        for piece in opened.stream(record, settings):
+            print(piece, end="", flush=True)
+        print(flush=True)
+    return 0
+
+
+def read_questions(
+    instruction: str | None, text: str, file: Path | None
+) -> Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]:
+    """The questions as records; a loop asks for them one at a time."""
+    if instruction is not None:
+        return [{"instruction": instruction, "input": text}]
+    if file is None:
+        return ask()
+    if file.suffix == ".txt":
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return [{"instruction": line, "input": ""} for line in lines if line.strip()]
+    return [question_of(row.record) for row in read_rows(file)[0]]
+
+
+def question_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record without its last answer."""
+    if "conversation" in record:
+        return {"conversation": record["conversation"][:-1]}
+    return {"instruction": record["instruction"], "input": record["input"]}
+
+
+def ask() -> Iterator[Mapping[str, Any]]:
+    """Questions typed on the terminal (or piped in, one a line) until an empty line or the end of input."""
+    prompt = "instruction> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield {"instruction": line, "input": ""}
+
+
+def find_run(model_type: str, data: Sequence[str], checkpoint: str | None) -> Path:
+    """The newest run of this family on this data.
+
+    Raises:
+        ValueError: there is none. If its base cannot be had either, that is an `OSError` which says both.
+    """
+    found = runinfo.find(model_type, data)
+    if found:
+        others = f" (older ones: {', '.join(map(str, found[1:]))})" if found[1:] else ""
+        print(f"found {found[0]}{others}", file=sys.stderr)
+        return found[0]
+    missing = (
+        f"no run of {model_type} on {' '.join(data)} lies below {runinfo.SAVED_MODELS}/: name one with --lora_dir, or "
+        f"train it: python3 uniform_finetune.py --model_type {model_type} --data {' '.join(data)}"
+    )
+    from utils import loading
+
+    spec = get_model(model_type)
+    try:
+        loading.choose(checkpoint or checkpoint_of(model_type, spec, None), spec).tokenizer()
+    except OSError as error:
+        raise OSError(f"{missing}\nIts base is not here either: {error}") from error
+    raise ValueError(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

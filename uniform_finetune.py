@@ -1,0 +1,231 @@
+"""Fine-tune a language model on instructions with LoRA, and prove that the saved adapter is the trained one.
+
+    python3 uniform_finetune.py                                  # the bundled tiny base on the bundled sample
+    python3 uniform_finetune.py --dry_run                        # everything but training
+    python3 uniform_finetune.py --data my.json --preview 3       # three rows, trained tokens marked
+    python3 uniform_finetune.py --model_type llama --model_name_or_path decapoda-research/llama-7b-hf \\
+        --data alpaca-belle-cot --lora_target_modules q_proj v_proj \\
+        --per_gpu_train_batch_size 4 --learning_rate 3e-4 --epochs 1
+    torchrun --nproc_per_node 4 uniform_finetune.py --model_type bloom --data alpaca-cot
+
+Flags left out come from the model's row in utils/models.py; what they were resolved to is printed and kept in run.json.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import catalog, checkpoints, cli, preflight, runinfo, settings
+from utils.encode import stop_ids
+from utils.models import DEFAULT_MODEL, REPOSITORY, get_model
+from utils.schedule import plan_steps
+from utils.settings import Settings
+from utils.templates import fingerprint, get_template
+
+if TYPE_CHECKING:
+    from utils.dataset import TrainingData
+    from utils.loading import Base
+    from utils.schedule import Steps
+    from utils.training import SupervisedTrainer
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    cli.add_model_flags(parser, model_type=DEFAULT_MODEL)
+    settings.add_data_flags(parser)
+    settings.add_lora_flags(parser)
+    settings.add_optimizer_flags(parser)
+    settings.add_output_flags(parser)
+    return parser
+
+
+@cli.reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    flags = parser.parse_args(argv)
+    only_look = bool(flags.dry_run or flags.preview)
+    try:
+        chosen = settings.resolve(flags)
+        parts = catalog.parse_mixture(chosen.data)
+        if not only_look:
+            settings.check_output(
+                chosen.output_dir, overwrite=flags.overwrite, resume=chosen.resume_from_checkpoint is not None
+            )
+    except ValueError as error:
+        parser.error(str(error))
+
+    from utils import dataset, distributed, loading
+
+    loading.quiet_libraries()
+    threads, cores = distributed.start()
+    base = loading.choose(
+        chosen.model_name_or_path,
+        get_model(chosen.model_type),
+        precision=chosen.precision,
+        quantization_bit=chosen.quantization_bit,
+        revision=chosen.revision,
+        trust_remote_code=chosen.trust_remote_code,
+    )
+    chosen = replace(chosen, precision=base.precision, quantization_bit=base.quantization_bit)
+    tokenizer = base.tokenizer()
+    data = dataset.build(
+        parts,
+        get_template(chosen.template),
+        tokenizer,
+        cutoff_len=chosen.cutoff_len,
+        truncation=chosen.truncation,
+        val_set_size=chosen.val_set_size,
+        seed=chosen.seed,
+    )
+    if flags.preview:
+        return show_rows(data, tokenizer, flags.preview)
+    steps, trainable = plan(chosen, base, data)
+    distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
+    if flags.dry_run:
+        distributed.say("dry run: nothing was trained or written")
+        return 0
+    preflight.require_space(chosen.output_dir, preflight.run_bytes(trainable, chosen.save_total_limit))
+    if flags.overwrite and distributed.is_main():
+        runinfo.clear(chosen.output_dir)
+    distributed.barrier()
+    with checkpoints.full_disk_explained(chosen.output_dir, preflight.checkpoint_bytes(trainable)):
+        return train(chosen, base, tokenizer, data, steps)
+
+
+def show_rows(data: TrainingData, tokenizer: Any, count: int) -> int:
+    """Prints `count` rows with the trained tokens marked."""
+    from utils import distributed, preview
+
+    for row in data.train[:count]:
+        distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
+    return 0
+
+
+def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Steps, int]:
+    """Prints what will be done; returns its steps and the number of trainable parameters. No weights are loaded."""
+    from utils import distributed, loading, report
+
+    batch = chosen.per_gpu_train_batch_size * chosen.gradient_accumulation_steps * distributed.world_size()
+    steps = plan_steps(
+        len(data.train),
+        global_batch_size=batch,
+        epochs=chosen.epochs,
+        max_steps=chosen.max_steps,
+        warmup=chosen.warmup_steps,
+        logging=chosen.logging_steps,
+        saving=chosen.save_steps,
+        evaluating=chosen.eval_steps,
+    )
+    model = loading.attach_lora(
+        base.empty(), chosen.lora_target_modules, r=chosen.lora_r, alpha=chosen.lora_alpha, dropout=chosen.lora_dropout
+    )
+    trainable, total = loading.count_parameters(model)
+    for line in report.plan_lines(chosen.as_dict(), data, steps, rows_a_step=batch, trainable=trainable, total=total):
+        distributed.say(line)
+    return steps, trainable
+
+
+def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps) -> int:
+    """Trains, saves, verifies and reports."""
+    from utils import batching, distributed, loading, verification
+
+    started, clock = datetime.now(UTC), time.perf_counter()
+    checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint)
+    trainer = make_trainer(chosen, base, tokenizer, data, steps)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    model, metrics, trained_tokens = trainer.lora_model, trainer.final_metrics(), trainer.trained_tokens
+    seconds = round(time.perf_counter() - clock, 1)
+    distributed.barrier()
+    distributed.leave()
+    if not distributed.is_main():
+        return 0
+
+    probe = {name: column[:, :128] for name, column in batching.pad(data.train[:4], tokenizer.pad_token_id).items()}
+    expected = verification.probe_logits(model, probe)
+    model.save_pretrained(chosen.output_dir, save_embedding_layers=False)
+    tokenizer.save_pretrained(chosen.output_dir)
+    del trainer, model  # the second base takes the place of the first
+    gc.collect()
+    reloaded = loading.load_adapter(base.load(), chosen.output_dir)
+    verified = verification.verify_adapter(chosen.output_dir, reloaded, probe, expected, precision=base.precision)
+    template = get_template(chosen.template)
+    run = runinfo.RunInfo(
+        settings=chosen.as_dict(),
+        base_fingerprint=base.fingerprint(),
+        template_hash=fingerprint(template, tokenizer.chat_template),
+        stop_token_ids=stop_ids(template, tokenizer),
+        sources=data.sources,
+        ledger=data.ledger.as_dict(),
+        world_size=distributed.world_size(),
+        metrics=metrics,
+        trained_tokens=trained_tokens,
+        verified=verified.as_dict(),
+        versions=runinfo.versions(),
+        commit=runinfo.commit(REPOSITORY),
+        started=started.isoformat(timespec="seconds"),
+        seconds=seconds,
+    )
+    publish(run, chosen.output_dir)
+    return 0
+
+
+def make_trainer(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps) -> SupervisedTrainer:
+    """The base with a fresh adapter, in a trainer."""
+    from transformers import set_seed
+
+    from utils import distributed, loading, progress, training
+
+    chosen.output_dir.mkdir(parents=True, exist_ok=True)
+    set_seed(chosen.seed)  # the adapter starts alike in every process
+    model = loading.attach_lora(
+        base.load(), chosen.lora_target_modules, r=chosen.lora_r, alpha=chosen.lora_alpha, dropout=chosen.lora_dropout
+    )
+    longest = max(len(row.input_ids) for row in data.train)
+    activations = preflight.activation_bytes(chosen.per_gpu_train_batch_size * longest, **loading.shape(model))
+    fits = not preflight.needs_checkpointing(distributed.free_memory(), activations)
+    arguments = training.training_arguments(
+        chosen.output_dir,
+        steps,
+        per_device_batch_size=chosen.per_gpu_train_batch_size,
+        accumulation=chosen.gradient_accumulation_steps,
+        learning_rate=chosen.learning_rate,
+        precision=base.precision,
+        seed=chosen.seed,
+        validates=bool(data.validation),
+        gradient_checkpointing={"on": True, "off": False, "auto": not fits}[chosen.gradient_checkpointing],
+        save_total_limit=chosen.save_total_limit,
+        report_to=chosen.report_to,
+    )
+    return training.SupervisedTrainer(
+        model,
+        arguments,
+        train_rows=data.train,
+        validation_rows=data.validation,
+        pad_id=tokenizer.pad_token_id,
+        steps=steps,
+        callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
+        processing_class=tokenizer,
+    )
+
+
+def publish(run: runinfo.RunInfo, directory: Path) -> None:
+    """Writes the plot, the card and, last, run.json: a directory that has it is a finished run."""
+    from utils import distributed, progress, report
+
+    title = f"{Path(run.base).name} on {'-'.join(run.data)}"
+    report.plot_loss(report.read_log(directory / progress.LOG_NAME), directory / "loss.png", title)
+    (directory / "README.md").write_text(report.model_card(run), encoding="utf-8")
+    runinfo.write(run, directory)
+    for line in report.result_lines(run, directory):
+        distributed.say(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""A finished run, ready to answer: base, adapter, tokenizer and template behind one value.
+
+Knows: how a run directory is opened, and that what is served must be what was trained. Does not know flags or files of
+questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import generation, loading, runinfo
+from utils.distributed import Precision
+from utils.encode import encode_prompt
+from utils.models import get_model
+from utils.templates import Template, fingerprint, get_template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assistant:
+    """A model that answers records in the prompt it was trained with."""
+
+    model: Any
+    """With its adapter; `base_answers` switches it off."""
+    tokenizer: Any
+    template: Template
+    stop_ids: list[int]
+    run: runinfo.RunInfo
+
+    def prompt_ids(self, record: Mapping[str, Any]) -> list[int]:
+        """The ids that are sent for a record: those that training saw."""
+        return encode_prompt(record, self.template, self.tokenizer)
+
+    def stream(self, record: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+        """The answer to one record, piece by piece."""
+        return generation.stream(
+            self.model, self.tokenizer, self.prompt_ids(record), stop_ids=self.stop_ids, settings=settings
+        )
+
+    def answers(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        *,
+        batch_size: int = 32,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> list[str]:
+        """The answer to each record, in order."""
+        prompts = [self.prompt_ids(record) for record in records]
+        return generation.generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            stop_ids=self.stop_ids,
+            settings=settings,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+
+    def base_answers(
+        self, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], **options: Any
+    ) -> list[str]:
+        """What the base alone answers, to the same prompts."""
+        with self.model.disable_adapter():
+            return self.answers(records, settings, **options)
+
+
+def open_run(
+    directory: Path,
+    *,
+    base: str | None = None,
+    template: str | None = None,
+    precision: Precision | None = None,
+    quantization_bit: int | None = None,
+    trust_remote_code: bool = False,
+) -> Assistant:
+    """The run in `directory`, on this process's device.
+
+    Args:
+        base: another place of the same base, where the recorded one is gone.
+        template: another prompt than the trained one; None keeps it, and refuses if it has changed since.
+
+    Raises:
+        FileNotFoundError: no finished run there.
+        ValueError: the base or the template is not the one that was trained with.
+        OSError: the base cannot be had.
+    """
+    run = runinfo.read(directory)
+    source = loading.choose(
+        base or run.base,
+        get_model(run.model_type),
+        precision=precision,
+        quantization_bit=quantization_bit,
+        revision=None if base else run.settings["revision"],
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer = source.tokenizer(directory)
+    row = get_template(template or run.settings["template"])
+    if template is None and fingerprint(row, tokenizer.chat_template) != run.template_hash:
+        raise ValueError(
+            f"the template {run.settings['template']!r} is no longer the one that {directory} was trained with (its "
+            "sha256 differs): train again, go back to that version, or accept another prompt with --template"
+        )
+    if source.fingerprint() != run.base_fingerprint:
+        raise ValueError(
+            f"{source.name} is not the base that {directory} was trained on: its configuration or its tensors differ. "
+            f"It was trained on {run.base}"
+        )
+    model = loading.load_adapter(source.load(), directory)
+    return Assistant(model=model, tokenizer=tokenizer, template=row, stop_ids=run.stop_token_ids, run=run)

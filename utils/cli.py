@@ -1,0 +1,211 @@
+"""Flags that several scripts share, each defined once, and the types of their values.
+
+Knows: argparse, and the names in the registries. Does not know what a script does with a value. A flag left out is
+None where its value comes from the model's row; the script prints what it was resolved to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn, Protocol, TextIO
+
+from utils.models import MODELS
+from utils.templates import TEMPLATES
+
+
+class Parser(argparse.ArgumentParser):
+    """Strict: no abbreviations, and an unknown flag names the nearest one."""
+
+    def __init__(self, doc: str | None) -> None:
+        title, _, epilog = (doc or "").partition("\n\n")
+        super().__init__(
+            description=title, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Names the nearest flag, or the nearest value of a choice, then exits with 2."""
+        choice = re.match(r"argument \S+: invalid choice: '(?P<value>[^']*)' \(choose from (?P<known>.*)\)", message)
+        unknown = re.match(r"unrecognized arguments: (?P<value>-[^\s=]+)", message)
+        near: list[str] = []
+        if choice:
+            near = difflib.get_close_matches(choice["value"], re.findall(r"[\w.\-]+", choice["known"]), n=2)
+        elif unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown["value"], flags, n=2)
+        super().error(message + (f"; did you mean {' or '.join(near)}?" if near else ""))
+
+
+def positive_int(text: str) -> int:
+    """A whole number of 1 or more."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of 1 or more")
+
+
+def natural_int(text: str) -> int:
+    """A whole number of 0 or more."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of 0 or more")
+
+
+def positive_float(text: str) -> float:
+    """A number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1, 1 excluded."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 up to, but not including, 1")
+
+
+def probability(text: str) -> float:
+    """A number above 0 and up to 1."""
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+
+
+def rows_or_share(text: str) -> float:
+    """A number of rows, or a share of them below 1."""
+    return _number(
+        text,
+        float,
+        lambda value: value >= 0 and (value < 1 or value == int(value)),
+        "a number of rows, or a share below 1",
+    )
+
+
+def switch(text: str) -> bool:
+    """`true` or `false`, as in `--do_sample false`."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return values[text.lower()]
+
+
+def _number(text: str, kind: Callable[[str], Any], valid: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, model_type: str | None) -> None:
+    """Which base, and how it is loaded. `model_type`: the default; None where a run says it."""
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add(
+        "--model_type",
+        choices=list(MODELS),
+        default=model_type,
+        help=f"family (default: {model_type or 'as the run says'})",
+    )
+    add("--model_name_or_path", metavar="ID", help="hub id or local directory (default: the family's)")
+    add("--size", help="size of the family's default model, such as 7b (or 7), 13b")
+    add("--revision", help="branch, tag or commit of the hub model")
+    add("--template", choices=list(TEMPLATES), help="prompt (default: the family's, or the run's)")
+    add(
+        "--quantization_bit",
+        type=int,
+        choices=(4, 8, 16),
+        help="bits of the base's weights (default: 8 on CUDA where the family allows it, else 16)",
+    )
+    add(
+        "--precision", choices=("bf16", "fp16", "fp32"), help="of the computation (default: the best the device can do)"
+    )
+    add("--trust_remote_code", action="store_true", help="run Python code that the model's repository brings (off)")
+    # torch.distributed.launch prepends --local-rank=N; the environment says the same, so the value is not used.
+    add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
+
+
+# The seeds' generation parameters, their values and explanations; every script that decodes reads this table.
+GENERATION: Mapping[str, tuple[Any, Callable[[str], Any], str]] = MappingProxyType(
+    {
+        "top_p": (
+            0.9,
+            probability,
+            "draw from the likeliest tokens that together have this probability (nucleus); higher is more varied",
+        ),
+        "temperature": (
+            1.0,
+            positive_float,
+            "below 1 the likeliest tokens gain, and near 0 sampling becomes greedy decoding",
+        ),
+        "top_k": (40, natural_int, "draw from the k likeliest tokens only; 0: no limit"),
+        "do_sample": (True, switch, "draw at random; false takes the likeliest token (or the best beam)"),
+        "num_beams": (
+            1,
+            positive_int,
+            "beams of beam search; 1: none. With sampling, beam-search multinomial sampling",
+        ),
+        "no_repeat_ngram_size": (
+            6,
+            natural_int,
+            "no n-gram of this size occurs twice; too small hurts natural repetition, too large does nothing; 0: off",
+        ),
+        "repetition_penalty": (
+            1.8,
+            positive_float,
+            "makes tokens that occurred less likely; 1: off. High values harm numbers and code",
+        ),
+        "max_new_tokens": (512, positive_int, "the longest answer, in tokens"),
+    }
+)
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """The decoding parameters; `generation_settings` collects them."""
+    group = parser.add_argument_group("generation")
+    for name, (default, kind, explanation) in GENERATION.items():
+        group.add_argument(
+            f"--{name}", type=kind, default=default, metavar=str(default), help=f"{explanation} (default: {default})"
+        )
+    group.add_argument(
+        "--greedy", action="store_true", help="the likeliest token at every step, with no sampling, beams or penalties"
+    )
+    group.add_argument("--seed", type=int, default=42, help="of the sampling (default: 42)")
+
+
+def generation_settings(values: argparse.Namespace) -> dict[str, Any]:
+    """The decoding parameters of parsed flags, `--greedy` applied, as `generate` of transformers takes them."""
+    if values.greedy:
+        return {"do_sample": False, "num_beams": 1, "max_new_tokens": values.max_new_tokens}
+    settings = {name: getattr(values, name) for name in GENERATION}
+    if not values.do_sample:
+        settings = {name: value for name, value in settings.items() if name not in ("top_p", "temperature", "top_k")}
+    return settings
+
+
+def use_color(stream: TextIO) -> bool:
+    """Whether to colour what is written to `stream`: on a terminal, unless NO_COLOR says otherwise (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+class Main(Protocol):
+    """A script's `main`: arguments (None: those of the process) in, exit code out."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def reports_errors(main: Main) -> Main:
+    """Wraps a script's `main`: what a person can mend is one line and exit code 1, Ctrl-C is 130; anything else is a
+    bug and keeps its traceback. Under several processes, one of each machine speaks."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr, flush=True)
+            return 130
+
+    return wrapped

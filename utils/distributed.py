@@ -1,0 +1,146 @@
+"""Processes: how many there are, which this one is, and what one of them does for all.
+
+Knows: the environment that torchrun, `torch.distributed.launch` and accelerate set, devices, threads and the precision
+a device can compute in. Does not know models or data.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def world_size() -> int:
+    """Processes of this run, before and after the process group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process among all, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process among those of its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes for all."""
+    return rank() == 0
+
+
+def say(*values: object) -> None:
+    """Prints in the main process only, and at once."""
+    if is_main():
+        print(*values, flush=True)  # noqa: T201 — the one place below the scripts that prints
+
+
+def join() -> None:
+    """Joins the process group if there are several processes: NCCL on CUDA, gloo elsewhere."""
+    if world_size() > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def start() -> tuple[int, int]:
+    """Joins the processes and sets the threads; returns (threads, usable cores)."""
+    join()
+    return set_threads()
+
+
+def leave() -> None:
+    """Leaves the process group, if any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every process, in rank order, in every process; a list of one where there is one."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Runs a block in which any process may fail; if one does, all do, so that none waits for a process that is gone.
+
+    The process that failed raises its own error; the others leave with `SystemExit(1)`.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    failed = any(gather(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        sys.exit(1)
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def free_memory() -> int | None:
+    """Free bytes of this process's CUDA device; None elsewhere."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+
+
+def best_precision() -> Precision:
+    """bf16 where the device computes in it, fp16 on older CUDA, fp32 elsewhere: on CPU bf16 gained nothing at the size
+    of the tiny base (`docs/log.md`)."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, and the quota of its cgroup if there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.is_file():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def set_threads() -> tuple[int, int]:
+    """Sets torch's threads to this process's share of the cores that are free now; returns (threads, usable cores).
+
+    Threads above the free cores are ruinous for a CPU run: measured 461 tokens/CPU-second with two threads on a busy
+    2-core box against 5,000 and more with one. `OMP_NUM_THREADS` set by hand is left alone; torchrun's own 1 is not.
+    """
+    cores = usable_cores()
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if "OMP_NUM_THREADS" not in os.environ or share > 1:
+        # The processes of a run start together and would take each other for strangers, so only a lone one measures.
+        busy = round(psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)) if share == 1 else 0
+        torch.set_num_threads(max(1, (cores - busy) // share))
+    return torch.get_num_threads(), cores

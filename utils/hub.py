@@ -1,0 +1,69 @@
+"""Whether a model can be had, and what to say when it cannot.
+
+Knows: local directories, the hub's cache and whether the hub answers. Does not know what is in a model.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+PROBE_SECONDS = 5.0
+
+
+def endpoint() -> str:
+    """The hub's address: `HF_ENDPOINT`, or the public one."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def require_reachable(name: str) -> None:
+    """Returns if `name` is a directory with a model, is cached, or its hub answers.
+
+    Asks once, within five seconds: the hub's own client would retry for half a minute before it says that there is no
+    network. Where only the cache is left, the client is set to offline, for the same reason.
+
+    Raises:
+        FileNotFoundError: `name` is a path, and nothing is there.
+        ConnectionError: the hub does not answer, and nothing is cached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{name} is a directory without a config.json, so it is not a model that transformers can load"
+            )
+        return
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"there is no model directory {name}")
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not _answers(endpoint()):
+        if not _is_cached(name):
+            raise ConnectionError(advice(name, f"{endpoint()} does not answer from here"))
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def advice(name: str, reason: str) -> str:
+    """The message for a model that cannot be loaded: the reason, and what can be done."""
+    return (
+        f"cannot load {name!r}: {reason}. Give a local directory to --model_name_or_path; or name a mirror with "
+        "HF_ENDPOINT=https://…; or, if the model is private or gated, log in with `hf auth login` or set HF_TOKEN"
+    )
+
+
+def _answers(address: str) -> bool:
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True  # it answers, if only to refuse this page
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    """The cache's layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return any((cache / f"models--{name.replace('/', '--')}").glob("snapshots/*/config.json"))

@@ -1,0 +1,125 @@
+"""What a run tells people: its plan, its result, its model card and the plot of its loss.
+
+Knows: how to draw and to write. Does not know how anything was computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import preview
+from utils.dataset import TrainingData
+from utils.runinfo import RunInfo
+from utils.schedule import Steps, duration
+
+
+def plan_lines(
+    settings: Mapping[str, Any], data: TrainingData, steps: Steps, *, rows_a_step: int, trainable: int, total: int
+) -> list[str]:
+    """What a run is about to do."""
+    shown = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
+    lines = [f"  {name}: {value}" for name, value in shown.items() if value is not None]
+    for source in data.sources:
+        lines.append(f"data: {source['name']}: {source['rows']:,} rows of {source['shape']}")
+    lines += [f"data: {line}" for line in data.ledger.lines()]
+    lines += ["tokens a row:", *preview.histogram([len(row.input_ids) for row in data.train])]
+    lines.append(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    lines.append(
+        f"steps: {steps.total:,} of {rows_a_step} rows; warm-up {steps.warmup}, validation every {steps.evaluating}, "
+        f"checkpoint every {steps.saving}"
+    )
+    return lines
+
+
+def result_lines(run: RunInfo, directory: Path) -> list[str]:
+    """What a run has done, and what to do next."""
+    verified = run.verified
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in run.metrics.items())
+    return [
+        f"adapter verified: {verified['tensors']} tensors read back into a fresh base; largest logit difference "
+        f"{verified['max_logit_difference']:.1e} of {verified['max_logit']:.1f}",
+        f"{figures}  ({run.trained_tokens:,} trained tokens in {duration(run.seconds)})",
+        f"adapter: {directory}",
+        f"loss curve: {directory / 'loss.png'}",
+        f"ask it: python3 generate.py --lora_dir {directory}",
+    ]
+
+
+def plot_loss(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draws training and validation loss over optimizer steps as PNG, from entries of `training_log.jsonl`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.5)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per trained token)")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a `training_log.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def model_card(run: RunInfo) -> str:
+    """The adapter's README.md, with the metadata that the hub reads (https://huggingface.co/docs/hub/model-cards)."""
+    sources = "\n".join(
+        "| {name} | {rows:,} | {license} | `{sha256}` |".format(
+            **source | {"license": source["license"] or "not stated", "sha256": source["sha256"] or "a folder"}
+        )
+        for source in run.sources
+    )
+    metrics = "\n".join(f"- {name}: {value}" for name, value in run.metrics.items())
+    ledger = "\n".join(f"- {name}: {value}" for name, value in run.ledger.items())
+    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(run.settings.items()))
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    return f"""---
+base_model: {json.dumps(run.base)}
+library_name: peft
+tags: [lora, alpaca-cot]
+---
+
+# A LoRA adapter for {Path(run.base).name}, trained on {"-".join(run.data)}
+
+Load it with `peft.PeftModel.from_pretrained`, or ask it with `python3 generate.py --lora_dir <this directory>`. The
+prompt must be the one it was trained with: template `{run.settings["template"]}`, sha256 `{run.template_hash[:16]}…`.
+
+## Data
+
+| source | rows | licence | sha256 |
+| --- | --- | --- | --- |
+{sources}
+
+{ledger}
+
+## Result
+
+{metrics}
+- trained tokens: {run.trained_tokens:,} in {run.seconds:,.0f} s
+
+The saved adapter was read back into a fresh base: largest logit difference {run.verified["max_logit_difference"]:.2e}
+where the largest logit is {run.verified["max_logit"]:.2f}, over {run.verified["probe_tokens"]} tokens.
+
+## Settings
+
+| flag | value |
+| --- | --- |
+{settings}
+
+Versions: {versions}. Commit: {run.commit or "not in git"}. Seed: {run.settings["seed"]}. Started {run.started}.
+"""

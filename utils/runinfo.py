@@ -1,0 +1,152 @@
+"""`run.json`: what a run was, kept beside its adapter so that every other script needs only the directory.
+
+Knows: the fields, how to write and read them, and where runs lie. Does not know how a run is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+NAME = "run.json"
+FORMAT = 1
+SAVED_MODELS = Path("saved_models")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
+# What a directory holds once a run has written to it.
+TRACES = (NAME, "adapter_config.json", "checkpoint-*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """One fine-tuning run."""
+
+    settings: dict[str, Any]
+    """Every flag, resolved (`utils.settings`)."""
+    base_fingerprint: str
+    """sha256 of the base's configuration and of its tensors' names and shapes."""
+    template_hash: str
+    stop_token_ids: list[int]
+    """Ids that end an answer."""
+    sources: list[dict[str, Any]]
+    """Name, path, rows, shape, sha256 and licence of each part of the data."""
+    ledger: dict[str, Any]
+    world_size: int
+    metrics: dict[str, float]
+    trained_tokens: int
+    verified: dict[str, Any]
+    """What the check of the saved adapter measured."""
+    versions: dict[str, str]
+    commit: str | None
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    format: int = FORMAT
+
+    @property
+    def model_type(self) -> str:
+        """The family, a row of `utils.models`."""
+        return self.settings["model_type"]
+
+    @property
+    def base(self) -> str:
+        """Hub id or path that the base was loaded from."""
+        return self.settings["model_name_or_path"]
+
+    @property
+    def data(self) -> list[str]:
+        """`--data`, as given."""
+        return self.settings["data"]
+
+
+def write(run: RunInfo, directory: Path) -> Path:
+    """Writes `run.json` whole or not at all: to a temporary name first, then renamed."""
+    path = directory / NAME
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(asdict(run), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def read(directory: Path) -> RunInfo:
+    """The run in `directory`.
+
+    Raises:
+        FileNotFoundError: no `run.json` there.
+        ValueError: it is not one that this version wrote.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no {NAME}: it is not a run of uniform_finetune.py, or the run did not finish"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}); train the run again") from error
+    known = {f.name for f in fields(RunInfo)}
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not known <= values.keys():
+        raise ValueError(f"{path} was not written by this version (format {FORMAT} is expected)")
+    return RunInfo(**{name: values[name] for name in known})
+
+
+def default_directory(model: str, data_name: str) -> Path:
+    """`saved_models/<model>_<data>`, where `model` is the last part of its id or path."""
+    return SAVED_MODELS / f"{Path(model.rstrip('/')).name}_{data_name}"
+
+
+def find(model_type: str, data: Sequence[str]) -> list[Path]:
+    """The finished runs below `saved_models/` of this family on this data, newest first."""
+    found = []
+    for path in SAVED_MODELS.glob(f"*/{NAME}"):
+        try:
+            run = read(path.parent)
+        except ValueError:
+            continue  # another version's run is not an answer; naming it with --lora_dir says why
+        if run.model_type == model_type and run.data == list(data):
+            found.append((run.started, path.parent))
+    return [directory for _, directory in sorted(found, reverse=True)]
+
+
+def has_run(directory: Path) -> bool:
+    """Whether a run has written to `directory`."""
+    return any(next(directory.glob(trace), None) for trace in TRACES)
+
+
+def clear(directory: Path) -> None:
+    """Deletes what a run wrote; `ValueError` for a directory that holds anything but a run."""
+    if not directory.exists():
+        return
+    if any(directory.iterdir()) and not has_run(directory):
+        raise ValueError(f"{directory} is not empty and holds no run: nothing was deleted; choose another --output_dir")
+    shutil.rmtree(directory)
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each library that shapes a result."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(repository: Path) -> str | None:
+    """The commit of `repository`, with `+` where files differ from it; None outside git."""
+    git = ["git", "-C", str(repository)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

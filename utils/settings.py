@@ -1,0 +1,178 @@
+"""The settings of a fine-tuning run: its flags, and what they resolve to where they are not given.
+
+Knows: argparse and the model rows that answer for a flag left out. Does not know how any value is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from utils import catalog, cli, runinfo
+from utils.models import checkpoint_of, get_model
+
+FROM_ROW = "(default: the family's)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run, resolved; each field is the flag of its name. None: decided from the data or the device."""
+
+    model_type: str
+    model_name_or_path: str
+    revision: str | None
+    template: str
+    quantization_bit: int | None
+    precision: Literal["bf16", "fp16", "fp32"] | None
+    trust_remote_code: bool
+    data: list[str]
+    val_set_size: float | None
+    cutoff_len: int
+    truncation: Literal["drop", "prompt", "answer"]
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_target_modules: list[str]
+    per_gpu_train_batch_size: int
+    gradient_accumulation_steps: int
+    epochs: float
+    max_steps: int | None
+    learning_rate: float
+    warmup_steps: int | None
+    gradient_checkpointing: Literal["auto", "on", "off"]
+    seed: int
+    output_dir: Path
+    resume_from_checkpoint: str | None
+    logging_steps: int | None
+    eval_steps: int | None
+    save_steps: int | None
+    save_total_limit: int
+    report_to: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `run.json`."""
+        return asdict(self) | {"output_dir": str(self.output_dir)}
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Which rows, and how many of their tokens."""
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--data",
+        nargs="+",
+        metavar="D",
+        help=f"keys of data/datasets.toml joined by -, or files; each may carry :N (rows) and *W (repeats) {FROM_ROW}",
+    )
+    add(
+        "--val_set_size",
+        type=cli.rows_or_share,
+        help="rows, or a share below 1, held out for validation; 0: none (default: a tenth, at most 2,000)",
+    )
+    add("--cutoff_len", type=cli.positive_int, help=f"the most tokens of a row {FROM_ROW}")
+    add(
+        "--truncation",
+        choices=("drop", "prompt", "answer"),
+        default="drop",
+        help="what happens to longer rows; counted in any case (default: drop)",
+    )
+    add("--preview", type=cli.positive_int, metavar="N", help="print N rows with the trained tokens marked, and exit")
+
+
+def add_lora_flags(parser: argparse.ArgumentParser) -> None:
+    """The adapter."""
+    add = parser.add_argument_group("LoRA").add_argument
+    add("--lora_r", type=cli.positive_int, help=f"rank {FROM_ROW}")
+    add("--lora_alpha", type=cli.positive_int, help=f"scale, divided by the rank {FROM_ROW}")
+    add("--lora_dropout", type=cli.fraction, help=f"dropout before the adapter {FROM_ROW}")
+    add(
+        "--lora_target_modules",
+        nargs="+",
+        metavar="NAME",
+        help=f"linear layers that get an adapter, or all-linear {FROM_ROW}",
+    )
+
+
+def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
+    """Batches, steps and the learning rate."""
+    add = parser.add_argument_group("training").add_argument
+    add("--per_gpu_train_batch_size", type=cli.positive_int, help=f"rows of a micro-batch on each device {FROM_ROW}")
+    add("--gradient_accumulation_steps", type=cli.positive_int, help=f"micro-batches of an optimizer step {FROM_ROW}")
+    add("--epochs", type=cli.positive_float, help=f"passes over the data {FROM_ROW}")
+    add("--max_steps", type=cli.positive_int, help="optimizer steps, instead of --epochs")
+    add("--learning_rate", type=cli.positive_float, help=f"peak learning rate {FROM_ROW}")
+    add("--warmup_steps", type=cli.natural_int, help="optimizer steps to the peak (default: a tenth, at most 100)")
+    add(
+        "--gradient_checkpointing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compute activations twice to save memory; auto: where they would not fit (default: auto)",
+    )
+    add("--seed", type=int, default=42, help="of the split, the order, the adapter and the dropout (default: 42)")
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the run goes, and what it tells on its way."""
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, help="the run's directory (default: saved_models/<model>_<data>)")
+    add("--overwrite", action="store_true", help="delete the run that the directory holds")
+    add(
+        "--resume_from_checkpoint",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="go on from this checkpoint, or from the newest of the run",
+    )
+    add(
+        "--logging_steps",
+        type=cli.positive_int,
+        help="optimizer steps between log lines (default: a hundredth, at most 20)",
+    )
+    add("--eval_steps", type=cli.positive_int, help="optimizer steps between validations (default: a tenth of the run)")
+    add("--save_steps", type=cli.positive_int, help="optimizer steps between checkpoints (default: a tenth of the run)")
+    add("--save_total_limit", type=cli.positive_int, default=3, help="checkpoints kept (default: 3)")
+    add(
+        "--report_to",
+        nargs="+",
+        default=["none"],
+        metavar="TO",
+        help="trackers such as tensorboard or wandb, which you install yourself (default: none)",
+    )
+    add("--dry_run", action="store_true", help="do everything but train: settings, ledger, lengths, parameters, steps")
+
+
+def resolve(values: argparse.Namespace) -> Settings:
+    """The settings that parsed flags mean; a None is answered by the model's row where it has an answer.
+
+    Raises:
+        ValueError: a size that does not exist; a family that has no default model.
+    """
+    spec = get_model(values.model_type)
+    row: dict[str, Any] = asdict(spec.training) | {"template": spec.template}
+    row |= {"data": [spec.training.data], "lora_target_modules": list(spec.lora_target_modules)}
+    resolved: dict[str, Any] = {
+        name: row[name] if value is None and name in row else value for name, value in vars(values).items()
+    }
+    resolved["model_name_or_path"] = values.model_name_or_path or checkpoint_of(values.model_type, spec, values.size)
+    resolved["output_dir"] = values.output_dir or runinfo.default_directory(
+        resolved["model_name_or_path"], catalog.mixture_name(resolved["data"])
+    )
+    return Settings(**{field.name: resolved[field.name] for field in fields(Settings)})
+
+
+def check_output(directory: Path, *, overwrite: bool, resume: bool) -> None:
+    """`ValueError` if `directory` holds something that must not be lost, or nothing to resume."""
+    if overwrite and resume:
+        raise ValueError("--overwrite deletes what --resume_from_checkpoint would go on with: choose one of them")
+    if not directory.exists() or not any(directory.iterdir()):
+        if resume:
+            raise ValueError(f"--resume_from_checkpoint: {directory} holds no run to go on with")
+        return
+    if not runinfo.has_run(directory):
+        raise ValueError(f"--output_dir {directory} is not empty and holds no run: choose another")
+    if not (overwrite or resume):
+        raise ValueError(
+            f"{directory} already holds a run: --overwrite deletes it, --resume_from_checkpoint goes on with it, "
+            "--output_dir names another"
+        )

@@ -1,0 +1,257 @@
+"""The training loop: transformers' Trainer with our batches, our loss and our guard.
+
+Knows: optimizer steps, the loss, and when a run must stop. Does not know records, prompts or files of its own.
+
+The loss of a step is the sum over its trained tokens divided by their number in the whole global batch, so
+accumulation, batch shape and the number of processes do not change it. The stock Trainer logs a NaN as 0.0 and
+goes on (measured in 5.23); here a loss or gradient that is not finite stops the run before the optimizer steps, with
+the rows named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from utils import distributed
+from utils.batching import Batch, MicroBatches, evaluation_batches, only_item
+from utils.encode import IGNORED, Encoded
+from utils.schedule import Steps, learning_rate_factor
+
+
+def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy (float32, scalar) of the trained tokens: `logits` (rows, length, vocabulary) at a position
+    predict `labels` (rows, length) at the next. 0 with a gradient where nothing is trained."""
+    trained = labels[:, 1:] != IGNORED
+    return torch.nn.functional.cross_entropy(logits[:, :-1][trained].float(), labels[:, 1:][trained], reduction="sum")
+
+
+def training_arguments(
+    output_dir: Path,
+    steps: Steps,
+    *,
+    per_device_batch_size: int,
+    accumulation: int,
+    learning_rate: float,
+    precision: distributed.Precision,
+    seed: int,
+    validates: bool,
+    gradient_checkpointing: bool,
+    save_total_limit: int,
+    report_to: Sequence[str],
+) -> TrainingArguments:
+    """Trainer's arguments: ours, and what we switch off because we do it ourselves."""
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=steps.total,
+        per_device_train_batch_size=per_device_batch_size,
+        per_device_eval_batch_size=per_device_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=learning_rate,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=distributed.device().type == "cpu",
+        seed=seed,
+        logging_steps=steps.logging,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=steps.evaluating,
+        save_strategy="steps",
+        save_steps=steps.saving,
+        save_total_limit=save_total_limit,
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        report_to=list(report_to),
+        disable_tqdm=True,
+    )
+
+
+class NotFiniteError(ValueError):
+    """A loss or gradient is NaN or infinite; the step was not taken."""
+
+
+class SupervisedTrainer(Trainer):
+    """Trainer on `Encoded` rows; see the module for what it changes."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        train_rows: Sequence[Encoded],
+        validation_rows: Sequence[Encoded],
+        pad_id: int,
+        steps: Steps,
+        callbacks: Sequence[TrainerCallback] = (),
+        processing_class: Any = None,
+    ) -> None:
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.trained_tokens = 0
+        self.lora_model = model
+        self._pad_id, self._steps = pad_id, steps
+        self._batches = MicroBatches(
+            train_rows,
+            pad_id,
+            per_device_batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=args.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self._batches,
+            eval_dataset=list(validation_rows) or None,  # pyright: ignore[reportArgumentType]
+            callbacks=[_Guard(self), *callbacks],
+            processing_class=processing_class,
+        )
+        self.remove_callback(PrinterCallback)  # it would print each log entry as a dictionary
+        # The loss that compute_loss returns is divided already; without these, Trainer would divide it once more.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """This rank's own micro-batches: accelerate must not deal them again."""
+        return DataLoader(self._batches, batch_size=1, collate_fn=only_item)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """The micro-batches of one step and the trained tokens of its global batch."""
+        batches = list(islice(epoch_iterator, num_batches))
+        num_targets = batches[0]["num_targets"] if batches else None
+        self.trained_tokens += int(num_targets) if num_targets is not None else 0
+        return batches, num_targets
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of `learning_rate_factor`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,  # pyright: ignore[reportArgumentType]
+                lambda step: learning_rate_factor(step, self._steps),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of a micro-batch; remembers its loss and rows for the guard."""
+        rows = inputs["rows"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._seen.append((loss, rows))
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The micro-batch's share of the step's loss. DDP averages gradients over the processes, hence the factor."""
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        loss = token_loss(outputs.logits, inputs["labels"]) / inputs["num_targets"] * distributed.world_size()
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over the trained tokens of the validation rows, the same for any number of processes."""
+        self.lora_model.eval()
+        totals = torch.zeros(2, dtype=torch.float64)
+        batches = evaluation_batches(
+            self.validation_rows,
+            self._pad_id,
+            self.args.per_device_eval_batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        for batch in batches:
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                outputs = self.lora_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            totals += torch.tensor(
+                [token_loss(outputs.logits, batch["labels"]).item(), int((batch["labels"][:, 1:] != IGNORED).sum())]
+            )
+        loss, tokens = torch.stack(distributed.gather(totals)).sum(0).tolist()
+        metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_tokens": int(tokens)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the trained tokens so far to every log line."""
+        super().log({**logs, "trained_tokens": self.trained_tokens}, start_time)
+
+    def final_metrics(self) -> dict[str, float]:
+        """Loss of the last logged steps, and of the validation rows where there are any."""
+        log = self.state.log_history
+        metrics = {"train_loss": next(entry["loss"] for entry in reversed(log) if "loss" in entry)}
+        if self.validation_rows:
+            done = [
+                entry["eval_loss"] for entry in log if "eval_loss" in entry and entry["step"] == self.state.global_step
+            ]
+            metrics["validation_loss"] = done[-1] if done else self.evaluate()["eval_loss"]
+        return metrics
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws the batches of `epoch`."""
+        self._batches.set_epoch(epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self._batches.steps_per_epoch
+
+    def require_finite(self) -> None:
+        """`NotFiniteError` in every process if the loss of any micro-batch of this step, in any process, or any
+        gradient is not finite. Called before the optimizer steps."""
+        losses = [loss for loss, _ in self._seen]
+        finite = torch.isfinite(torch.stack(losses)).all()
+        if self.accelerator.scaler is None:  # a scaler of fp16 meets infinite gradients by design, and skips that step
+            gradients = [p.grad for p in self.lora_model.parameters() if p.grad is not None]
+            finite = finite & torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
+        flag = finite.float()
+        if dist.is_initialized():
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+        seen, self._seen = self._seen, []
+        if flag.item() == 1.0:
+            return
+        bad = [rows for loss, rows in seen if not torch.isfinite(loss)] or [rows for _, rows in seen]
+        origins = [self.train_rows[row].origin for rows in bad for row in rows.tolist()]
+        every = [origin for part in distributed.gather(origins) for origin in part]
+        what = "loss" if any(distributed.gather(any(not torch.isfinite(loss) for loss in losses))) else "gradient"
+        named = "\n".join(f"  {origin}" for origin in every[:8]) + (
+            f"\n  and {len(every) - 8} more" if len(every) > 8 else ""
+        )
+        raise NotFiniteError(
+            f"step {self.state.global_step + 1}: the {what} is not finite (NaN or infinity). The step was not taken "
+            f"and nothing was saved from it. Its rows:\n{named}\nLook at these rows, lower --learning_rate, or choose "
+            "--precision bf16 or fp32"
+        )
+
+
+class _Guard(TrainerCallback):
+    """Calls the trainer where it must look before going on."""
+
+    def __init__(self, trainer: SupervisedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        logged = [entry["trained_tokens"] for entry in state.log_history if "trained_tokens" in entry]
+        self._trainer.trained_tokens = logged[-1] if logged else 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # accelerate drops set_epoch from a loader that skips to a resumed step; the step tells the epoch just as well.
+        self._trainer.set_epoch(state.global_step // self._trainer.steps_per_epoch)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.require_finite()
