@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed.set_threads()
     opened = assistant.open_run(
         flags.lora_dir,
+        model_type=flags.model_type,
         base=flags.model_name_or_path,
         template=flags.template,
         precision=flags.precision,

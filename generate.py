@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import catalog, cli, runinfo
+from utils import catalog, cli
 from utils.models import DEFAULT_MODEL, checkpoint_of, get_model
 from utils.readers import read_rows
 
@@ -64,19 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     loading.quiet_libraries()
     distributed.set_threads()
-    directory = flags.lora_dir or find_run(model_type, data, checkpoint)
+    directory = flags.lora_dir or assistant.find_run(model_type, data, checkpoint)
     opened = assistant.open_run(
         directory,
+        model_type=flags.model_type,
         base=checkpoint,
         template=flags.template,
         precision=flags.precision,
         quantization_bit=flags.quantization_bit,
         trust_remote_code=flags.trust_remote_code,
     )
-    print(
-        f"{directory}: {opened.run.model_type}, template {flags.template or opened.run.settings['template']}",
-        file=sys.stderr,
-    )
+    print(f"{directory}: {opened.run.model_type} on {' '.join(opened.run.data)}", file=sys.stderr)
     settings = cli.generation_settings(flags)
     set_seed(flags.seed)
     for number, record in enumerate(questions):
@@ -99,7 +97,7 @@ def read_questions(
     if file.suffix == ".txt":
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [{"instruction": line, "input": ""} for line in lines if line.strip()]
-    return [question_of(row.record) for row in read_rows(file)[0]]
+    return [question_of(row.record) for row in read_rows(file, answered=False)[0]]
 
 
 def question_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -120,31 +118,6 @@ def ask() -> Iterator[Mapping[str, Any]]:
         if not line:
             return
         yield {"instruction": line, "input": ""}
-
-
-def find_run(model_type: str, data: Sequence[str], checkpoint: str | None) -> Path:
-    """The newest run of this family on this data.
-
-    Raises:
-        ValueError: there is none. If its base cannot be had either, that is an `OSError` which says both.
-    """
-    found = runinfo.find(model_type, data)
-    if found:
-        others = f" (older ones: {', '.join(map(str, found[1:]))})" if found[1:] else ""
-        print(f"found {found[0]}{others}", file=sys.stderr)
-        return found[0]
-    missing = (
-        f"no run of {model_type} on {' '.join(data)} lies below {runinfo.SAVED_MODELS}/: name one with --lora_dir, or "
-        f"train it: python3 uniform_finetune.py --model_type {model_type} --data {' '.join(data)}"
-    )
-    from utils import loading
-
-    spec = get_model(model_type)
-    try:
-        loading.choose(checkpoint or checkpoint_of(model_type, spec, None), spec).tokenizer()
-    except OSError as error:
-        raise OSError(f"{missing}\nIts base is not here either: {error}") from error
-    raise ValueError(missing)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import catalog, checkpoints, cli, preflight, runinfo, settings
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    from utils import dataset, distributed, loading
+    from utils import dataset, distributed, loading, preview
 
     loading.quiet_libraries()
     threads, cores = distributed.start()
@@ -85,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=chosen.seed,
     )
     if flags.preview:
-        return show_rows(data, tokenizer, flags.preview)
+        for row in data.train[: flags.preview]:
+            distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
+        return 0
     steps, trainable = plan(chosen, base, data)
     distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
     if flags.dry_run:
@@ -97,15 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed.barrier()
     with checkpoints.full_disk_explained(chosen.output_dir, preflight.checkpoint_bytes(trainable)):
         return train(chosen, base, tokenizer, data, steps)
-
-
-def show_rows(data: TrainingData, tokenizer: Any, count: int) -> int:
-    """Prints `count` rows with the trained tokens marked."""
-    from utils import distributed, preview
-
-    for row in data.train[:count]:
-        distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
-    return 0
 
 
 def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Steps, int]:
@@ -134,7 +126,7 @@ def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Steps, int]:
 
 def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps) -> int:
     """Trains, saves, verifies and reports."""
-    from utils import batching, distributed, loading, verification
+    from utils import batching, distributed, loading, report, verification
 
     started, clock = datetime.now(UTC), time.perf_counter()
     checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint)
@@ -172,7 +164,8 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
         started=started.isoformat(timespec="seconds"),
         seconds=seconds,
     )
-    publish(run, chosen.output_dir)
+    for line in report.publish(run, chosen.output_dir):
+        distributed.say(line)
     return 0
 
 
@@ -213,18 +206,6 @@ def make_trainer(chosen: Settings, base: Base, tokenizer: Any, data: TrainingDat
         callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
         processing_class=tokenizer,
     )
-
-
-def publish(run: runinfo.RunInfo, directory: Path) -> None:
-    """Writes the plot, the card and, last, run.json: a directory that has it is a finished run."""
-    from utils import distributed, progress, report
-
-    title = f"{Path(run.base).name} on {'-'.join(run.data)}"
-    report.plot_loss(report.read_log(directory / progress.LOG_NAME), directory / "loss.png", title)
-    (directory / "README.md").write_text(report.model_card(run), encoding="utf-8")
-    runinfo.write(run, directory)
-    for line in report.result_lines(run, directory):
-        distributed.say(line)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,15 @@ def make_base(directory: Path, model_type: str = "llama") -> Path:
     from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
     made = AutoTokenizer.from_pretrained(TINY_BASE)
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "vocab_size": len(made)}
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "vocab_size": len(made)}
     torch.manual_seed(0)
     if model_type == "llama":
-        shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape: dict[str, Any] = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         model: Any = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512, **ids))
     else:
         model = BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=2, n_head=2, **ids))

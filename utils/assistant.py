@@ -14,7 +14,7 @@ from typing import Any
 from utils import generation, loading, runinfo
 from utils.distributed import Precision
 from utils.encode import encode_prompt
-from utils.models import get_model
+from utils.models import checkpoint_of, get_model
 from utils.templates import Template, fingerprint, get_template
 
 
@@ -70,6 +70,7 @@ class Assistant:
 def open_run(
     directory: Path,
     *,
+    model_type: str | None = None,
     base: str | None = None,
     template: str | None = None,
     precision: Precision | None = None,
@@ -79,15 +80,18 @@ def open_run(
     """The run in `directory`, on this process's device.
 
     Args:
+        model_type: the family that is expected; None takes the run's.
         base: another place of the same base, where the recorded one is gone.
         template: another prompt than the trained one; None keeps it, and refuses if it has changed since.
 
     Raises:
         FileNotFoundError: no finished run there.
-        ValueError: the base or the template is not the one that was trained with.
+        ValueError: the family, the base or the template is not the one that was trained with.
         OSError: the base cannot be had.
     """
     run = runinfo.read(directory)
+    if model_type not in (None, run.model_type):
+        raise ValueError(f"{directory} was trained with --model_type {run.model_type}, not {model_type}: leave it out")
     source = loading.choose(
         base or run.base,
         get_model(run.model_type),
@@ -110,3 +114,26 @@ def open_run(
         )
     model = loading.load_adapter(source.load(), directory)
     return Assistant(model=model, tokenizer=tokenizer, template=row, stop_ids=run.stop_token_ids, run=run)
+
+
+def find_run(model_type: str, data: Sequence[str], checkpoint: str | None) -> Path:
+    """The newest finished run of this family on this data, below `saved_models/`.
+
+    Raises:
+        ValueError: there is none.
+        OSError: there is none, and its base (`checkpoint`, or the family's default) cannot be had either; says both.
+    """
+    found = runinfo.find(model_type, data)
+    if found:
+        return found[0]
+    wish = f"--model_type {model_type} --data {' '.join(data)}"
+    missing = (
+        f"no run of {model_type} on {' '.join(data)} lies below {runinfo.SAVED_MODELS}/: name one with --lora_dir, or "
+        f"train it: python3 uniform_finetune.py {wish}"
+    )
+    spec = get_model(model_type)
+    try:
+        loading.choose(checkpoint or checkpoint_of(model_type, spec, None), spec).tokenizer()
+    except OSError as error:
+        raise OSError(f"{missing}\nIts base is not here either: {error}") from error
+    raise ValueError(missing)

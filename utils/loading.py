@@ -79,14 +79,17 @@ class Base:
         that a run saved, if its directory is given."""
         if directory is None:
             hub.require_reachable(self.name)
-        import transformers
+        from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
         name, origin = (self.name, self._origin()) if directory is None else (str(directory), {})
         with _hub_errors(name):
-            tokenizer = getattr(transformers, self.spec.tokenizer_class).from_pretrained(name, **origin)
-        missing = {role: token for role, token in self.spec.control_tokens.items() if not getattr(tokenizer, role)}
-        if missing:
-            tokenizer.add_special_tokens(missing)
+            declared = get_tokenizer_config(name, **origin)
+            blank = {role: token for role, token in self.spec.control_tokens.items() if declared.get(role) == ""}
+            made = _tokenizer_class(declared.get("tokenizer_class"), self.spec.tokenizer_class)
+            tokenizer = made.from_pretrained(name, **origin, **blank)
+        # transformers 5 no longer puts BOS before a LLaMA text unless the configuration says so; most do not.
+        if self.spec.begins_with_bos and "add_bos_token" not in declared:
+            tokenizer.add_bos_token = True
         if self.spec.pad_token != "own" or tokenizer.pad_token is None:
             source = "eos" if self.spec.pad_token == "own" else self.spec.pad_token
             tokenizer.pad_token = getattr(tokenizer, f"{source}_token") or tokenizer.eos_token
@@ -137,6 +140,17 @@ class Base:
 
     def _origin(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def _tokenizer_class(declared: str | None, default: str) -> Any:
+    """The class that a tokenizer's configuration declares in another spelling (`LLaMATokenizer`), else `default`. An
+    unknown spelling would be loaded as a plain tokenizer, which gives LLaMA other ids without a word."""
+    import transformers
+
+    if declared and not hasattr(transformers, declared):
+        respelled = next((name for name in dir(transformers) if name.lower() == declared.lower()), default)
+        return getattr(transformers, respelled)
+    return getattr(transformers, default)
 
 
 def choose(

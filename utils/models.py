@@ -49,7 +49,9 @@ class ModelSpec:
     pad_token: Literal["own", "unk", "eos"] = "own"
     """What pads a batch; padding is masked, so the choice only has to exist and never be a target."""
     control_tokens: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Role → token, for a tokenizer whose own is missing or blank."""
+    """Role → token, for a tokenizer whose own is blank."""
+    begins_with_bos: bool = False
+    """The family was pretrained with BOS first, whatever a tokenizer's configuration leaves unsaid."""
     quantization_bits: tuple[int, ...] = (8, 4, 16)
     """What the weights can be loaded in; the first is the default on CUDA."""
     license: str = ""
@@ -93,6 +95,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
             model_class="LlamaForCausalLM",
             # Some conversions of LLaMA came with blank control tokens, and models trained with them never stop.
             control_tokens=MappingProxyType({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}),
+            begins_with_bos=True,
             pad_token="unk",  # LLaMA has no pad token; unk never occurs, for its tokenizer falls back to bytes
             license="LLaMA non-commercial",
         ),

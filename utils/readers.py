@@ -39,8 +39,11 @@ class Shape:
     to_record: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def read_rows(path: Path) -> tuple[list[Row], str]:
+def read_rows(path: Path, *, answered: bool = True) -> tuple[list[Row], str]:
     """All rows of `path` as unified records, and the name of the shape they had.
+
+    Args:
+        answered: whether a row must bring an output; without, a missing one is read as empty.
 
     Raises:
         FileNotFoundError: no such file.
@@ -53,6 +56,8 @@ def read_rows(path: Path) -> tuple[list[Row], str]:
         origin = f"{path} {where}"
         if not isinstance(raw, Mapping):
             raise ValueError(f"{origin}: expected an object with instruction, input and output, found {_kind(raw)}")
+        if not answered and "instruction" in raw:
+            raw = {"output": "", **raw}
         shape = shape if shape and set(SHAPES[shape].keys) <= raw.keys() else _recognise(raw, origin)
         record = SHAPES[shape].to_record(_required(raw, SHAPES[shape], origin))
         _check(record, origin)

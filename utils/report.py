@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import preview
+from utils import preview, runinfo
 from utils.dataset import TrainingData
+from utils.progress import LOG_NAME
 from utils.runinfo import RunInfo
 from utils.schedule import Steps, duration
 
@@ -46,6 +47,15 @@ def result_lines(run: RunInfo, directory: Path) -> list[str]:
         f"loss curve: {directory / 'loss.png'}",
         f"ask it: python3 generate.py --lora_dir {directory}",
     ]
+
+
+def publish(run: RunInfo, directory: Path) -> list[str]:
+    """Writes the plot, the card and, last, `run.json`: a directory that has it is a finished run. Returns
+    `result_lines`."""
+    plot_loss(read_log(directory / LOG_NAME), directory / "loss.png", f"{Path(run.base).name} on {'-'.join(run.data)}")
+    (directory / "README.md").write_text(model_card(run), encoding="utf-8")
+    runinfo.write(run, directory)
+    return result_lines(run, directory)
 
 
 def plot_loss(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 # The last announcement counts: a chain of reasoning may state partial answers on its way.
 ANSWER = re.compile(
-    r"(?:answer\s*(?:is|:)|答案(?:是|为|：|:))\s*[(（]?\s*(?P<answer>-?\d[\d,]*(?:\.\d+)?|[A-H]\b|yes\b|no\b)",
+    r"(?:answer\s*(?:is\s*:?|:)|答案\s*[是为：:]+)\s*[(（]?\s*(?P<answer>-?\d[\d,]*(?:\.\d+)?|[A-H]\b|yes\b|no\b)",
     re.IGNORECASE,
 )
 Z_95 = 1.959963984540054

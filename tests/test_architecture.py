@@ -1,0 +1,112 @@
+"""The structure that docs/design.md describes is the structure of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+MODULES = sorted((REPOSITORY / "utils").rglob("*.py"))
+SCRIPTS = {
+    "uniform_finetune": 220,
+    "generate": 130,
+    "evaluate": 150,
+}
+HARD_LINES, HARD_FUNCTION = 400, 60
+HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pyarrow", "matplotlib", "tqdm"}
+
+
+def layers() -> dict[str, int]:
+    """Module → layer, from the table of docs/design.md."""
+    text = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    return {name: int(layer) for layer, name in re.findall(r"^\| (\d) \| `(\w+)` \|", text, flags=re.MULTILINE)}
+
+
+def imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[str]:
+    """Dotted names that a module imports; `if TYPE_CHECKING` is not an import that runs."""
+    nodes = tree.body if top_level_only and isinstance(tree, ast.Module) else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of utils that `path` imports."""
+    found = {name.split(".")[1] for name in imports(parsed(path)) if name.startswith("utils.")}
+    return found & layers().keys()
+
+
+def test_every_module_has_a_layer_and_every_layer_a_module() -> None:
+    names = {path.relative_to(REPOSITORY / "utils").parts[0].removesuffix(".py") for path in MODULES} - {"__init__"}
+    assert names == set(layers())
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: p.stem)
+def test_a_module_imports_only_from_layers_above_its_own(path: Path) -> None:
+    own = layers()[path.stem]
+    wrong = {name: layers()[name] for name in ours(path) if layers()[name] >= own}
+    assert not wrong, f"layer {own} imports {wrong}"
+
+
+def test_below_layer_3_nothing_imports_torch() -> None:
+    for path in MODULES:
+        if layers().get(path.stem, 0) < 3:
+            roots = {name.partition(".")[0] for name in imports(parsed(path))}
+            assert not roots & {"torch", "transformers", "peft", "accelerate"}, path.name
+
+
+def test_what_a_script_imports_before_parsing_is_light() -> None:
+    for script in SCRIPTS:
+        path = REPOSITORY / f"{script}.py"
+        roots = {name.partition(".")[0] for name in imports(parsed(path), top_level_only=True)}
+        assert roots - {"utils"} <= set(sys.stdlib_module_names) | {"__future__"}, script
+        todo, seen = [path], set()
+        while todo:  # and what those modules import, in turn
+            tree = parsed(todo.pop())
+            names = set(imports(tree, top_level_only=True))
+            assert not {name.partition(".")[0] for name in names} & HEAVY, script
+            for module in {name.split(".")[1] for name in names if name.startswith("utils.")} & layers().keys():
+                if module not in seen:
+                    seen.add(module)
+                    todo.append(REPOSITORY / "utils" / f"{module}.py")
+
+
+def test_scripts_do_not_import_each_other_and_stay_a_page() -> None:
+    for script, limit in SCRIPTS.items():
+        path = REPOSITORY / f"{script}.py"
+        assert not {name.partition(".")[0] for name in imports(parsed(path))} & set(SCRIPTS), script
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= limit, script
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(REPOSITORY / f"{s}.py" for s in SCRIPTS)], ids=lambda p: p.stem)
+def test_modules_and_functions_are_short_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= HARD_LINES
+    assert ast.get_docstring(tree), "a module opens with what it knows"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < HARD_FUNCTION, node.name
+            assert "args" not in [a.arg for a in node.args.args[:1]] or path.stem == "progress", node.name
+
+
+def test_no_branch_on_a_family_name_outside_the_registry() -> None:
+    branch = re.compile(r"(model_type|family) *(==|!=|in) *[\[(\"']")
+    for path in [*MODULES, *(REPOSITORY / f"{s}.py" for s in SCRIPTS)]:
+        assert not branch.search(path.read_text(encoding="utf-8")), path.name
+
+
+def test_forbidden_names_do_not_return() -> None:
+    assert not {"tools", "misc", "helpers", "common"} & {path.stem for path in MODULES}

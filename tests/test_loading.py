@@ -1,0 +1,123 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_BASE
+
+from utils.loading import attach_lora, check_supported, choose, count_parameters, linear_names, load_adapter, shape
+from utils.models import get_model
+
+
+def base_of(path: Path, family: str = "llama", **options: Any) -> Any:
+    return choose(str(path), get_model(family), **options)
+
+
+def test_the_base_is_frozen_and_the_adapter_trains(llama_base: Path) -> None:
+    model = attach_lora(base_of(llama_base).load(), ["q_proj", "v_proj"], r=2, alpha=4, dropout=0.0)
+    assert {
+        name.rpartition(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad
+    } == {
+        "q_proj",
+        "v_proj",
+    }
+    trainable, total = count_parameters(model)
+    assert trainable == 2 * 2 * (2 * 16 + 2 * 16)  # layers × targets × (A and B of rank 2)
+    assert total > trainable
+
+
+def test_all_linear_is_every_layer_but_the_head(llama_base: Path, bloom_base: Path) -> None:
+    assert linear_names(base_of(llama_base).load()) == [
+        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj",
+    ]  # fmt: skip
+    model = attach_lora(base_of(bloom_base, "bloom").load(), ["all-linear"], r=2, alpha=4, dropout=0.0)
+    assert not any("lm_head" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_a_wrong_target_names_those_that_exist(bloom_base: Path) -> None:
+    model = base_of(bloom_base, "bloom").load()
+    expected = (
+        r"--lora_target_modules q_proj: no linear layer of this model has that name. It has: "
+        r"dense, dense_4h_to_h, dense_h_to_4h, query_key_value \(or all-linear\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        attach_lora(model, ["query_key_value", "q_proj"], r=2, alpha=4, dropout=0.0)
+
+
+def test_an_empty_base_has_the_names_and_counts_of_the_loaded_one(llama_base: Path) -> None:
+    base = base_of(llama_base)
+    empty, loaded = base.empty(), base.load()
+    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in loaded.named_parameters()}
+    assert next(empty.parameters()).is_meta
+
+
+def test_the_fingerprint_tells_bases_apart(llama_base: Path, bloom_base: Path) -> None:
+    one = base_of(llama_base).fingerprint()
+    assert one == base_of(llama_base, "auto").fingerprint()
+    assert one != base_of(bloom_base, "bloom").fingerprint() != base_of(TINY_BASE).fingerprint()
+
+
+def test_the_pad_token_is_the_rows(llama_base: Path) -> None:
+    pads = {family: base_of(llama_base, family).tokenizer().pad_token for family in ("tiny", "llama", "auto")}
+    assert pads == {"tiny": "<pad>", "llama": "<unk>", "auto": "</s>"}
+
+
+def test_prefix_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="read in both directions .*use --model_type llama, bloom or auto"):
+        check_supported(get_model("chatglm"), 16)
+
+
+def test_a_model_that_transformers_does_not_know_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_family"}')
+    with pytest.raises(ValueError, match="cannot load .*transformers has no class for it; --trust_remote_code"):
+        base_of(tmp_path, "auto").config()
+
+
+def test_missing_weights_say_what_to_do(tmp_path: Path, llama_base: Path) -> None:
+    for file in llama_base.iterdir():
+        if "safetensors" not in file.name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(OSError, match="cannot load .*Give a local directory to --model_name_or_path; or name a mirror"):
+        base_of(tmp_path).load()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_train_after_an_evaluation(bits: int, llama_base: Path, tmp_path: Path) -> None:
+    """bitsandbytes repacks 4-bit weights at the first forward in eval mode on some CPUs, and adapters then get no
+    gradient; this fails there without `_keep_4bit_unpacked`."""
+    model = attach_lora(base_of(llama_base, quantization_bit=bits).load(), ["all-linear"], r=2, alpha=4, dropout=0.0)
+    ids = torch.arange(5, 25).view(2, 10)
+    with torch.no_grad():
+        before = model.eval()(input_ids=ids).logits
+    for _ in range(2):
+        loss = model.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if "lora_B" in name}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data -= 0.1 * (parameter.grad if parameter.grad is not None else 0)
+    with torch.no_grad():
+        after = model.eval()(input_ids=ids).logits
+    assert not torch.equal(before, after)
+    model.save_pretrained(tmp_path)
+    reloaded = load_adapter(base_of(llama_base, quantization_bit=bits).load(), tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(reloaded(input_ids=ids).logits, after, atol=1e-3)
+
+
+def test_bits_that_a_family_does_not_take() -> None:
+    import dataclasses
+
+    spec = dataclasses.replace(get_model("llama"), quantization_bits=(16,))
+    with pytest.raises(ValueError, match="--quantization_bit 4: this family's weights load in 16 bits"):
+        check_supported(spec, 4)
+
+
+def test_shape(llama_base: Path) -> None:
+    assert shape(base_of(llama_base).load()) == {
+        "hidden": 16,
+        "layers": 2,
+        "vocabulary": len(base_of(llama_base).tokenizer()),
+        "bytes_per_value": 4,
+    }

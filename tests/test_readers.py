@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.readers import read_rows
+
+RECORD = {"instruction": "你好 👋", "input": "", "output": "Hello"}
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def records(path: Path) -> list[Any]:
+    return [row.record for row in read_rows(path)[0]]
+
+
+def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [RECORD, {"instruction": 'a "quoted"\nline', "input": "b,c", "output": "\tÜ "}]
+    array = write(tmp_path / "a.json", json.dumps(rows))
+    lines = write(tmp_path / "b.jsonl", "\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n\n")
+    misnamed = write(tmp_path / "c.json", lines.read_text(encoding="utf-8"))
+    marked = write(tmp_path / "d.json", "\ufeff" + json.dumps(rows))
+    table = write(tmp_path / "e.csv", 'instruction,input,output\n你好 👋,,Hello\n"a ""quoted""\nline","b,c","\tÜ "\n')
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "g"))
+    for path in (array, lines, misnamed, marked, table, tmp_path / "f.parquet", tmp_path / "g"):
+        assert records(path) == rows, path
+
+
+def test_tab_separated(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "question\tanswer\n1+1?\t2\n")
+    assert records(path) == [{"instruction": "1+1?", "input": "", "output": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("raw", "record", "shape"),
+    [
+        ({"instruction": "I", "output": "O", "extra": 1}, {"instruction": "I", "input": "", "output": "O"}, "instruction/input/output"),
+        ({"conversation": TURNS}, {"conversation": TURNS}, "conversation"),
+        ({"messages": TURNS}, {"conversation": TURNS}, "messages"),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, {"conversation": TURNS}, "ShareGPT"),
+        ({"prompt": "P", "completion": "C"}, {"instruction": "P", "input": "", "output": "C"}, "prompt/completion"),
+        ({"question": "Q", "answer": "A"}, {"instruction": "Q", "input": "", "output": "A"}, "question/answer"),
+    ],
+)  # fmt: skip
+def test_shapes_are_recognised_and_named(tmp_path: Path, raw: Any, record: Any, shape: str) -> None:
+    rows, found = read_rows(write(tmp_path / "a.json", json.dumps([raw])))
+    assert ([row.record for row in rows], found) == ([record], shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no records: the file is empty"),
+        ("[]", "holds no records"),
+        ('[{"instruction": "a", "output": "b"}, {"instruction": ]', "row 2: broken JSON"),
+        ('[{"instruction": "a", "output": "b"}', "row 1: broken JSON .*the file ends here"),
+        ('[{"instruction": "a", "output": "b"} {', r"row 1: broken JSON .*comma or \] was expected, found '{'"),
+        ('[{"instruction": "a", "output": "b"}] x', r"text follows the closing \] after row 1"),
+        ('{"instruction": "a", "output": "b"}\n{"instruction"', "line 2: broken JSON"),
+        ('[{"instruction": "a", "output": "b", "output": "c"}]', "row 1: broken JSON .*'output' stands twice"),
+        ('[{"instruction": "a", "output": NaN}]', "row 1: broken JSON .*NaN is not JSON"),
+        ('[{"instruction": "a"}]', "row 1: 'output' is missing"),
+        ('[{"instruction": "a", "output": null}]', "row 1: 'output' must be text, found null"),
+        ('[{"instruction": "a", "output": 3}]', "row 1: 'output' must be text, found a number"),
+        ('[{"instruction": "a", "input": {}, "output": "b"}]', "row 1: 'input' must be text, found an object"),
+        ('[{"text": "a"}]', "row 1: its keys are text; a record has one of: instruction, output; conversation"),
+        ('["a"]', "row 1: expected an object with instruction, input and output, found text"),
+        ('[{"instruction": "\\ud800", "output": "b"}]', "row 1: 'instruction' holds half a character"),
+        ('[{"conversation": []}]', "row 1: a conversation must be a list of turns"),
+        (
+            '[{"conversation": [{"role": "bot", "content": "x"}]}]',
+            "row 1: turn 1 has the role 'bot'; it must be one of",
+        ),
+        ('[{"conversation": [{"role": "user", "content": 1}]}]', "row 1: the content of turn 1 must be text"),
+        (
+            '[{"conversation": [{"role": "user", "content": "x"}]}]',
+            "row 1: the turns are user; .*ending with assistant",
+        ),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "bad.json", text)
+    with pytest.raises(ValueError, match=f"bad.json.*{message}"):
+        read_rows(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_rows(tmp_path / "none.json")
+    (tmp_path / "latin.json").write_bytes(b'[{"instruction": "\xe9"}]')
+    with pytest.raises(ValueError, match="latin.json is not UTF-8: byte 18 is 0xe9"):
+        read_rows(tmp_path / "latin.json")
+    with pytest.raises(ValueError, match="the ending '.xlsx' is not one of"):
+        read_rows(write(tmp_path / "a.xlsx", "x"))
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        read_rows(write(tmp_path / "a.parquet", "x"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="not one that datasets.save_to_disk wrote"):
+        read_rows(tmp_path / "folder")
+    with pytest.raises(ValueError, match="broken table"):
+        read_rows(write(tmp_path / "a.csv", 'instruction,output\n"a,b\n'))
+
+
+def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([RECORD])}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match=r"holds several splits \(train\): name one, such as .*d/train"):
+        read_rows(tmp_path / "d")
+
+
+def test_questions_need_no_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", '{"instruction": "a"}\n')
+    assert read_rows(path, answered=False)[0][0].record == {"instruction": "a", "input": "", "output": ""}
+
+
+def test_origins_count_from_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps([RECORD, RECORD]))
+    assert [row.origin for row in read_rows(path)[0]] == [f"{path} row 1", f"{path} row 2"]
+
+
+def test_a_line_separator_inside_a_string_is_not_a_new_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"instruction": "a\u2028b", "output": "c"}, ensure_ascii=False))
+    assert records(path)[0]["instruction"] == "a\u2028b"
+
+
+def test_real_data_is_read(real_data: Path) -> None:
+    expected = {"cot_aqua_train": 2728, "cot_qasc_train": 1084, "cot_strategyqa_train": 2061}
+    assert {name: len(records(real_data / "unified" / f"{name}.json")) for name in expected} == expected
+    with pytest.raises(ValueError, match="line 1: 'output' is missing"):
+        read_rows(real_data / "raw" / "instructionwild_user_1.jsonl")

@@ -1,0 +1,212 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RECORDS
+
+from utils.batching import pad
+from utils.encode import IGNORED, Encoded, encode_rows
+from utils.loading import attach_lora, choose
+from utils.models import get_model
+from utils.progress import LOG_NAME, LogFile, Progress
+from utils.readers import Row
+from utils.schedule import Steps
+from utils.templates import TEMPLATES
+from utils.training import NotFiniteError, SupervisedTrainer, token_loss, training_arguments
+
+
+@pytest.fixture(scope="module")
+def encoded(tokenizer: Any) -> list[Encoded]:
+    rows = [Row(record=record, origin=f"records row {i}") for i, record in enumerate(RECORDS, start=1)]
+    return encode_rows(rows, TEMPLATES["alpaca"], tokenizer, cutoff_len=512, truncation="drop")[0]
+
+
+def make_trainer(
+    base: Path, rows: Any, output: Path, *, per_device: int = 4, accumulation: int = 1, **options: Any
+) -> Any:
+    torch.manual_seed(0)
+    family = options.pop("family", "llama")
+    model = attach_lora(
+        choose(str(base), get_model(family)).load(), ["all-linear"], r=4, alpha=8, dropout=options.pop("dropout", 0.0)
+    )
+    total = options.pop("total", 6)
+    steps = Steps(
+        total=total, warmup=min(1, total - 1), logging=1, saving=options.pop("saving", total), evaluating=total
+    )
+    output.mkdir(exist_ok=True)
+    arguments = training_arguments(
+        output,
+        steps,
+        per_device_batch_size=per_device,
+        accumulation=accumulation,
+        learning_rate=1e-2,
+        precision="fp32",
+        seed=0,
+        validates=bool(options.get("validation")),
+        gradient_checkpointing=options.pop("gradient_checkpointing", False),
+        save_total_limit=3,
+        report_to=["none"],
+    )
+    return SupervisedTrainer(
+        model,
+        arguments,
+        train_rows=rows,
+        validation_rows=options.pop("validation", []),
+        pad_id=3,
+        steps=steps,
+        callbacks=[Progress(), LogFile(output), *options.pop("callbacks", [])],
+    )
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def adapter(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.lora_model.named_parameters() if "lora_" in name}
+
+
+def relative_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    top = max(tensor.abs().max().item() for tensor in one.values())
+    return max((one[name] - two[name]).abs().max().item() for name in one) / top
+
+
+def test_the_loss_is_the_sum_over_trained_tokens() -> None:
+    logits, labels = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
+    labels[0, :3] = labels[1, 4] = IGNORED
+    expected = -sum(
+        logits[row, at - 1].log_softmax(-1)[labels[row, at]]
+        for row in range(2)
+        for at in range(1, 5)
+        if labels[row, at] >= 0
+    )
+    assert torch.allclose(token_loss(logits, labels), torch.as_tensor(expected), atol=1e-6)
+
+
+def test_no_trained_token_is_no_loss_but_has_a_gradient() -> None:
+    logits = torch.randn(1, 3, 5, requires_grad=True)
+    loss = token_loss(logits, torch.full((1, 3), IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_bf16_logits_give_a_float32_loss() -> None:
+    assert token_loss(torch.randn(1, 3, 5).bfloat16(), torch.ones(1, 3, dtype=torch.long)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_training_changes_the_adapter_and_nothing_else(family: str, encoded: Any, tmp_path: Path, request: Any) -> None:
+    base = request.getfixturevalue(f"{family}_base")
+    trainer = make_trainer(base, encoded, tmp_path / "run", family=family, total=12)
+    before = {name: p.detach().clone() for name, p in trainer.lora_model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.lora_model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert trainer.trained_tokens == 6 * sum(row.num_targets for row in encoded)
+
+
+def test_accumulation_and_batch_shape_do_not_change_the_run(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    runs = []
+    for per_device, accumulation in ((4, 1), (1, 4), (2, 2)):
+        trainer = make_trainer(
+            llama_base, encoded[:7], tmp_path / f"{per_device}", per_device=per_device, accumulation=accumulation
+        )
+        trainer.train()
+        runs.append((losses(trainer), adapter(trainer)))
+    for found, weights in runs[1:]:
+        assert found == pytest.approx(runs[0][0], abs=1e-5)
+        assert relative_difference(runs[0][1], weights) < 1e-4
+
+
+def test_the_logged_loss_is_the_mean_over_the_global_batch(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=8, total=1)
+    batch = pad(encoded, 3)
+    with torch.no_grad():
+        logits = trainer.lora_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = token_loss(logits, batch["labels"]).item() / sum(row.num_targets for row in encoded)
+    trainer.train()
+    assert losses(trainer) == pytest.approx([expected], abs=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    runs = []
+    for name in ("on", "off"):
+        trainer = make_trainer(llama_base, encoded, tmp_path / name, gradient_checkpointing=name == "on", total=3)
+        trainer.train()
+        runs.append(adapter(trainer))
+    assert relative_difference(*runs) < 1e-5
+
+
+def test_resuming_gives_what_an_uninterrupted_run_gives(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    whole = make_trainer(llama_base, encoded[:7], tmp_path / "whole", dropout=0.1, saving=3)
+    whole.train()
+    resumed = make_trainer(llama_base, encoded[:7], tmp_path / "whole", dropout=0.1, saving=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert losses(resumed) == losses(whole)
+    assert relative_difference(adapter(whole), adapter(resumed)) == 0
+    assert resumed.trained_tokens == whole.trained_tokens
+    log = [json.loads(line) for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+
+
+def test_validation_is_the_mean_over_trained_tokens(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(llama_base, encoded[:5], tmp_path / "run", validation=encoded[5:], per_device=2)
+    trainer.train()
+    batch = pad(encoded[5:], 3)
+    with torch.no_grad():
+        logits = trainer.lora_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    tokens = sum(row.num_targets for row in encoded[5:])
+    expected = token_loss(logits, batch["labels"]).item() / tokens
+    metrics = trainer.final_metrics()
+    assert metrics["validation_loss"] == pytest.approx(expected, abs=1e-5)
+    assert metrics["train_loss"] == losses(trainer)[-1]
+
+
+def poison(trainer: Any, origin: str) -> None:
+    """Makes the loss of the row from `origin` NaN."""
+    compute = trainer.compute_loss
+
+    def poisoned(model: Any, inputs: Any, **options: Any) -> Any:
+        loss = compute(model, inputs, **options)
+        bad = any(trainer.train_rows[row].origin == origin for row in inputs["rows"].tolist())
+        return loss * float("nan") if bad else loss
+
+    trainer.compute_loss = poisoned
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(
+    llama_base: Path, encoded: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=1, accumulation=8)
+    poison(trainer, "records row 4")
+    before = adapter(trainer)
+    with pytest.raises(NotFiniteError, match=r"step 1: the loss is not finite.*\n  records row 4\nLook at these rows"):
+        trainer.train()
+    assert relative_difference(before, adapter(trainer)) == 0
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_gradient_that_is_not_finite_stops_too(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=4)
+    weight = next(p for name, p in trainer.lora_model.named_parameters() if "lora_B" in name)
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NotFiniteError, match="step 1: the gradient is not finite"):
+        trainer.train()
+
+
+def test_the_log_has_what_people_watch(
+    llama_base: Path, encoded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer(llama_base, encoded[:6], tmp_path / "run", validation=encoded[6:], total=2).train()
+    printed = capsys.readouterr().out
+    assert "step 1/2  loss " in printed
+    assert "trained tokens/s  " in printed
+    assert "step 2/2  validation loss " in printed
+    log = [json.loads(line) for line in (tmp_path / "run" / LOG_NAME).read_text().splitlines()]
+    assert {"loss", "learning_rate", "grad_norm", "trained_tokens", "step"} <= log[0].keys()
+    assert any("eval_loss" in entry for entry in log)

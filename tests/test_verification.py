@@ -1,0 +1,92 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from utils.loading import attach_lora, choose, load_adapter
+from utils.models import get_model
+from utils.verification import AdapterError, check_adapter_file, probe_logits, verify_adapter
+
+PROBE = {"input_ids": torch.arange(10, 22).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+
+
+@pytest.fixture
+def trained(llama_base: Path, tmp_path: Path) -> tuple[Any, Path]:
+    """A model whose adapter does something, and the directory it was saved to."""
+    torch.manual_seed(0)
+    model = attach_lora(choose(str(llama_base), get_model("llama")).load(), ["all-linear"], r=2, alpha=4, dropout=0.1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def fresh(llama_base: Path, directory: Path) -> Any:
+    return load_adapter(choose(str(llama_base), get_model("llama")).load(), directory)
+
+
+def change(directory: Path, edit: Any) -> None:
+    path = directory / "adapter_model.safetensors"
+    save_file(edit(load_file(path)), path)
+
+
+def test_a_saved_adapter_gives_the_trained_logits(trained: Any, llama_base: Path) -> None:
+    model, directory = trained
+    expected = probe_logits(model.train(), PROBE)
+    assert expected.shape == (12, model.config.vocab_size)
+    assert not model.training, "dropout would make the comparison meaningless"
+    verified = verify_adapter(directory, fresh(llama_base, directory), PROBE, expected, precision="fp32")
+    assert (verified.tensors, verified.max_logit_difference, verified.probe_tokens) == (28, 0.0, 12)
+
+
+def test_padding_is_not_compared(trained: Any) -> None:
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    assert probe_logits(trained[0], {**PROBE, "attention_mask": mask}).shape[0] == 10
+
+
+def test_another_adapter_is_found(trained: Any, llama_base: Path) -> None:
+    model, directory = trained
+    expected = probe_logits(model, PROBE)
+    change(directory, lambda tensors: {n: t * 1.05 if "lora_B" in n else t for n, t in tensors.items()})
+    with pytest.raises(AdapterError, match="does not reproduce the trained model: logits differ by .*Do not use it"):
+        verify_adapter(directory, fresh(llama_base, directory), PROBE, expected, precision="fp32")
+
+
+def test_not_a_number_is_never_close(trained: Any, llama_base: Path) -> None:
+    model, directory = trained
+    reloaded = fresh(llama_base, directory)
+    with pytest.raises(AdapterError, match="does not reproduce"):
+        verify_adapter(directory, reloaded, PROBE, probe_logits(model, PROBE) * float("nan"), precision="fp32")
+
+
+def one(tensors: dict[str, Any], part: str, value: Any) -> dict[str, Any]:
+    name = next(n for n in tensors if part in n)
+    return {**tensors, name: value(tensors[name])}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors: {}, "holds no tensors"),
+        (
+            lambda tensors: one(tensors, "lora_B", lambda t: t * 0),
+            "lora_B.weight is all zeros: the adapter was not trained",
+        ),
+        (lambda tensors: one(tensors, "lora_A", lambda t: t * float("nan")), "lora_A.weight is not finite"),
+        (lambda tensors: one(tensors, "lora_A", lambda t: t[:0]), "lora_A.weight is empty"),
+    ],
+)
+def test_bad_files_are_named(trained: Any, edit: Any, message: str) -> None:
+    change(trained[1], edit)
+    with pytest.raises(AdapterError, match=message):
+        check_adapter_file(trained[1])
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])])
+def test_missing_and_cut_files(trained: Any, damage: Any) -> None:
+    damage(trained[1] / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="cannot be read"):
+        check_adapter_file(trained[1])
