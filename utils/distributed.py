@@ -7,9 +7,6 @@ a device can compute in. Does not know models or data.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,24 +77,6 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Runs a block in which any process may fail; if one does, all do, so that none waits for a process that is gone.
-
-    The process that failed raises its own error; the others leave with `SystemExit(1)`.
-    """
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    failed = any(gather(error is not None))
-    if error is not None:
-        raise error
-    if failed:
-        sys.exit(1)
 
 
 def device() -> torch.device:

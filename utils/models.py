@@ -134,5 +134,5 @@ def checkpoint_of(name: str, spec: ModelSpec, size: str | None) -> str:
         raise ValueError(f"--model_type {name} has no default model: name one with --model_name_or_path")
     if size is None:
         return next(iter(spec.checkpoints.values()))
-    key = size.lower() if size.lower() in spec.checkpoints else f"{size.lower()}b"
+    key = f"{size}b" if size.isdigit() else size.lower()
     return lookup.find("size", key, spec.checkpoints, f"--size of --model_type {name}")

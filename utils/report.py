@@ -16,6 +16,8 @@ from utils.progress import LOG_NAME
 from utils.runinfo import RunInfo
 from utils.schedule import Steps, duration
 
+CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
+
 
 def plan_lines(
     settings: Mapping[str, Any], data: TrainingData, steps: Steps, *, rows_a_step: int, trainable: int, total: int
@@ -63,8 +65,11 @@ def plot_loss(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import font_manager, pyplot
 
+    # Data names may be Chinese; matplotlib's own font has no such glyphs.
+    installed = set(font_manager.get_font_names())
+    pyplot.rcParams["font.family"] = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in installed)]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]

@@ -1,0 +1,70 @@
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils import hub
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub that does not answer, and an empty cache."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}/")
+
+
+def test_without_network_the_message_says_what_to_do(silent: None) -> None:
+    with pytest.raises(ConnectionError) as caught:
+        hub.require_reachable("decapoda-research/llama-7b-hf")
+    message = str(caught.value)
+    assert message.startswith("cannot load 'decapoda-research/llama-7b-hf': http://127.0.0.1:")
+    for step in ("local directory to --model_name_or_path", "HF_ENDPOINT", "HF_TOKEN", "hf auth login"):
+        assert step in message
+
+
+def test_a_cached_model_needs_no_network(silent: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hf" / "hub" / "models--a--b" / "snapshots" / "123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    hub.require_reachable("a/b")
+    assert hub.os.environ["HF_HUB_OFFLINE"] == "1", "the client would retry for half a minute"
+
+
+def test_a_hub_that_answers_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    import http.server
+    import threading
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(403)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        hub.require_reachable("a/b")
+        server.shutdown()
+    assert hub.os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./no/such", "no/such/local/model", "~/none"])
+def test_a_path_is_not_looked_for_on_the_hub(name: str, silent: None) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no model directory"):
+        hub.require_reachable(name)
+
+
+def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"without a config.json, so it is not a model"):
+        hub.require_reachable(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    hub.require_reachable(str(tmp_path))

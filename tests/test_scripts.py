@@ -1,0 +1,403 @@
+"""The scripts, as a user runs them: on tiny random bases, on CPU, without network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RECORDS, REPOSITORY, RunScript
+from safetensors.torch import load_file
+
+import evaluate
+import generate
+import uniform_finetune
+from utils import checkpoints, runinfo
+
+FLAGS = [
+    "--model_type",
+    "llama",
+    "--learning_rate",
+    "1e-2",
+    "--lora_dropout",
+    "0",
+    "--lora_target_modules",
+    "all-linear",
+]
+
+
+def finetune(base: Path, data: Path, output: Path, *more: object) -> int:
+    arguments = [*FLAGS, "--model_name_or_path", base, "--data", data, "--output_dir", output, *more]
+    return uniform_finetune.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a random base: two epochs, validation, three checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = folder / "records.json"
+    data.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8")
+    shape = ["--per_gpu_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--epochs", 2, "--val_set_size", 2]
+    assert finetune(llama_base, data, folder / "run", *shape) == 0
+    return folder / "run"
+
+
+def test_a_run_leaves_what_the_design_says(finished: Path, llama_base: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "run.json", "README.md", "loss.png",
+        "training_log.jsonl", "checkpoint-6",
+    }  # fmt: skip
+    run = runinfo.read(finished)
+    assert (run.base, run.model_type, run.settings["lora_r"], run.world_size) == (str(llama_base), "llama", 8, 1)
+    ledger = run.ledger
+    assert (ledger["read"], ledger["trained"], ledger["validation"], ledger["dropped"]) == (8, 6, 2, {})
+    assert {"train_loss", "validation_loss"} == run.metrics.keys()
+    assert run.verified["max_logit_difference"] <= 1e-4 * run.verified["max_logit"]
+    assert len(run.sources[0]["sha256"]) == 64
+    assert run.trained_tokens > 0
+    assert "PeftModel" in (finished / "README.md").read_text()
+
+
+def test_plain_peft_gives_the_same_logits(finished: Path, llama_base: Path, tmp_path: Path) -> None:
+    from utils.assistant import open_run
+
+    program = (
+        "import sys, torch\n"
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(llama_base)!r}), {str(finished)!r})\n"
+        f"ids = AutoTokenizer.from_pretrained({str(finished)!r})('7+4→ 你好', return_tensors='pt')\n"
+        "torch.save((ids['input_ids'], model.eval()(**ids).logits.detach()), 'out.pt')\n"
+        "assert not [name for name in sys.modules if name == 'utils' or name.startswith('utils.')]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    ids, expected = torch.load(tmp_path / "out.pt", weights_only=True)
+    with torch.no_grad():
+        found = open_run(finished).model(input_ids=ids).logits
+    assert torch.equal(found, expected)
+
+
+def test_generate_needs_only_the_directory(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--lora_dir", str(finished), "--greedy", "--max_new_tokens", "5", "--instruction", "Say ok. 👋"]
+    assert generate.main(arguments) == 0
+    first = capsys.readouterr().out
+    assert generate.main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert "###" not in first
+
+
+def test_generate_finds_the_run_by_data_and_family(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, tmp_path / "saved_models" / "x")
+    data = runinfo.read(finished).data[0]
+    assert generate.main(["--data", data, "--model_type", "llama", "--max_new_tokens", "3", "--instruction", "Hi"]) == 0
+    assert "saved_models/x: llama on " in capsys.readouterr().err
+
+
+def test_generate_answers_a_file_of_questions(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.txt").write_text("你好\n\nWhy?\n", encoding="utf-8")
+    (tmp_path / "q.jsonl").write_text('{"instruction": "Name a colour."}\n', encoding="utf-8")
+    common = ["--lora_dir", str(finished), "--greedy", "--max_new_tokens", "3", "--prompts_file"]
+    assert generate.main([*common, str(tmp_path / "q.txt")]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("###")] == ["### 你好", "### Why?"]
+    assert generate.main([*common, str(tmp_path / "q.jsonl")]) == 0
+    assert "### Name a colour." in capsys.readouterr().out
+
+
+def test_generate_loops_until_an_empty_line(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nWhy?\n\nnot read\n"))
+    assert generate.main(["--lora_dir", str(finished), "--greedy", "--max_new_tokens", "2"]) == 0
+    assert len(capsys.readouterr().out.split("\n")) >= 3
+
+
+def test_evaluate_reads_answers_and_compares_with_the_base(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = tmp_path / "test.json"
+    test.write_text(
+        json.dumps(
+            [{"instruction": "1+1?", "output": "The answer is 2."}, {"instruction": "几？", "output": "答案是3。"}]
+        )
+    )
+    output = tmp_path / "answers.jsonl"
+    arguments = [
+        "--lora_dir",
+        finished,
+        "--data",
+        test,
+        "--compare_base",
+        "--show",
+        "1",
+        "--max_new_tokens",
+        "4",
+        "--output",
+        output,
+    ]
+    assert evaluate.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "question: 1+1?" in printed
+    assert "[wrong, it is 2]" in printed
+    assert sum(line.split()[:1] == ["all"] for line in printed.splitlines()) == 2
+    entries = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [entry["origin"] for entry in entries] == [f"{test} row 1", f"{test} row 2"]
+    assert entries[0]["base"].keys() == {"text", "answer"}
+
+
+def losses(run: Path) -> list[float]:
+    entries = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    first, second = (load_file(run / "adapter_model.safetensors") for run in (one, two))
+    assert first.keys() == second.keys()
+    top = max(tensor.abs().max().item() for tensor in first.values())
+    assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-4 * top
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [["-m", "torch.distributed.run"], ["-m", "torch.distributed.launch"]],
+    ids=["torchrun", "launch"],
+)
+def test_two_processes_train_what_one_trains(
+    launcher: list[str], llama_base: Path, records_file: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    shape = ["--epochs", "3", "--val_set_size", "2", "--gradient_accumulation_steps", "1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert finetune(llama_base, records_file, one, *shape, "--per_gpu_train_batch_size", 4) == 0
+    done = run_script(
+        "uniform_finetune.py",
+        *[*FLAGS, "--model_name_or_path", llama_base, "--data", records_file, "--output_dir", two],
+        *[*shape, "--per_gpu_train_batch_size", 2],
+        launcher=[*launcher, "--nproc_per_node", "2", "--master_port", "29555"],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("adapter verified") == 1
+    assert runinfo.read(two).world_size == 2
+    assert_same_run(one, two)
+
+
+def test_a_batch_of_4_is_four_accumulated_batches_of_1(llama_base: Path, records_file: Path, tmp_path: Path) -> None:
+    shape = ["--epochs", "2", "--val_set_size", "1"]
+    for name, rows, accumulation in (("one", 4, 1), ("four", 1, 4)):
+        batches = ["--per_gpu_train_batch_size", rows, "--gradient_accumulation_steps", accumulation]
+        assert finetune(llama_base, records_file, tmp_path / name, *shape, *batches) == 0
+    assert_same_run(tmp_path / "one", tmp_path / "four")
+
+
+def test_a_second_run_over_the_first(
+    llama_base: Path, records_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, short = tmp_path / "run", ["--max_steps", "2", "--save_steps", "1", "--val_set_size", "0"]
+    assert finetune(llama_base, records_file, output, *short) == 0
+    with pytest.raises(SystemExit) as exit_:
+        finetune(llama_base, records_file, output, *short)
+    assert exit_.value.code == 2
+    assert "already holds a run: --overwrite deletes it" in capsys.readouterr().err
+    before = (output / "adapter_model.safetensors").read_bytes()
+    assert finetune(llama_base, records_file, output, *short, "--overwrite") == 0
+    assert (output / "adapter_model.safetensors").read_bytes() == before, "the same seed trains the same adapter"
+    assert finetune(llama_base, records_file, output, *short[2:], "--max_steps", 4, "--resume_from_checkpoint") == 0
+    assert checkpoints.newest(output) == output / "checkpoint-4"
+    assert [round(x) for x in (len(losses(output)),)] == [4]
+
+
+def test_a_preview_and_a_dry_run_write_nothing(
+    llama_base: Path, records_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert finetune(llama_base, records_file, output, "--preview", 3) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("── ") == 3
+    assert shown.count("</s>⟧") == 3
+    assert finetune(llama_base, records_file, output, "--dry_run") == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "learning_rate: 0.01",
+        "data: read 8",
+        "tokens a row:",
+        "trainable parameters: ",
+        "steps: 3 of 128 rows",
+    ):
+        assert part in shown
+    assert not output.exists()
+
+
+def fails(arguments: list[Any], message: str, capsys: pytest.CaptureFixture[str], main: Any = None) -> None:
+    """Ends with exit code 1 or 2 and says `message`."""
+    code: Any = None
+    try:
+        code = (main or uniform_finetune.main)([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "alpaca-bele"], "unknown dataset 'bele' in --data 'alpaca-bele'. Did you mean belle"),
+        (["--data", "none.json"], "--data: there is no file none.json (looked in "),
+        (["--data", "cot"], "Download it from https://"),
+        (["--data", "empty.json"], "empty.json holds no records: the file is empty"),
+        (["--data", "broken.json"], "broken.json row 2: broken JSON"),
+        (["--data", "missing.json"], "missing.json row 1: 'output' is missing"),
+        (["--data", "number.json"], "number.json row 1: 'output' must be text, found a number"),
+        (["--cutoff_len", "5"], "rows were dropped"),
+        (["--lora_target_modules", "wq"], "--lora_target_modules wq: no linear layer of this model has that name. It has: down_proj"),
+        (["--learnin_rate", "1"], "did you mean --learning_rate"),
+        (["--model_type", "lama"], "did you mean llama"),
+        (["--output_dir", "."], "is not empty and holds no run: choose another"),
+        (["--resume_from_checkpoint"], "holds no run to go on with"),
+        (["--model_name_or_path", "/no/model"], "there is no model directory /no/model"),
+        (["--size", "900b"], "unknown size '900b' in --size of --model_type tiny"),
+        (["--template", "chat"], "needs a tokenizer with a chat template; this one has none: use --template alpaca"),
+    ],
+)  # fmt: skip
+def test_bad_input_says_what_to_do(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "broken.json").write_text('[{"instruction": "a", "output": "b"}, {"instr')
+    (tmp_path / "missing.json").write_text('[{"instruction": "a"}]')
+    (tmp_path / "number.json").write_text('[{"instruction": "a", "output": 5}]')
+    fails(flags, message, capsys)
+    assert not (tmp_path / "saved_models").exists()
+
+
+def test_a_tokenizer_without_eos(llama_base: Path, records_file: Path, tmp_path: Path, capsys: Any) -> None:
+    import shutil
+
+    base = shutil.copytree(llama_base, tmp_path / "base")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    arguments = ["--model_type", "auto", "--model_name_or_path", base, "--data", records_file]
+    fails([*arguments, "--output_dir", tmp_path / "run"], "no EOS token, so the model could not learn to stop", capsys)
+
+
+def test_a_disk_that_is_too_small(
+    llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from utils import preflight
+
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: preflight.shutil._ntuple_diskusage(9, 9, 9))
+    assert finetune(llama_base, records_file, tmp_path / "run") == 1
+    assert "where 0 MB are free: make room" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from utils.training import SupervisedTrainer
+
+    save = SupervisedTrainer._save_optimizer_and_scheduler
+
+    def full(self: Any, directory: str) -> None:
+        if directory.endswith("checkpoint-2"):
+            raise OSError(28, "No space left on device")
+        save(self, directory)
+
+    monkeypatch.setattr(SupervisedTrainer, "_save_optimizer_and_scheduler", full)
+    output = tmp_path / "run"
+    assert finetune(llama_base, records_file, output, "--max_steps", 3, "--save_steps", 1, "--val_set_size", 0) == 1
+    message = capsys.readouterr().err
+    assert "is full (" in message
+    assert "checkpoint-1 is whole: make room, then add --resume_from_checkpoint" in message
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
+    monkeypatch.undo()
+    resumed = ["--max_steps", 3, "--save_steps", 1, "--val_set_size", 0, "--resume_from_checkpoint"]
+    assert finetune(llama_base, records_file, output, *resumed) == 0
+
+
+def test_a_broken_adapter_is_not_a_finished_run(
+    llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import peft
+
+    save = peft.PeftModel.save_pretrained
+
+    def empty(self: Any, directory: Any, **options: Any) -> None:
+        save(self, directory, **options)
+        from safetensors.torch import save_file
+
+        save_file({}, Path(directory) / "adapter_model.safetensors")
+
+    monkeypatch.setattr(peft.PeftModel, "save_pretrained", empty)
+    assert finetune(llama_base, records_file, tmp_path / "run", "--max_steps", 1, "--val_set_size", 0) == 1
+    assert "holds no tensors" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_serving_another_base_or_family_is_refused(finished: Path, bloom_base: Path, capsys: Any) -> None:
+    asked = ["--lora_dir", str(finished), "--instruction", "Hi"]
+    assert generate.main([*asked, "--model_name_or_path", str(REPOSITORY / "assets" / "tiny_base")]) == 1
+    assert "is not the base that" in capsys.readouterr().err
+    assert generate.main([*asked, "--model_type", "bloom"]) == 1
+    assert "was trained with --model_type llama, not bloom: leave it out" in capsys.readouterr().err
+
+
+def test_a_template_that_changed_since_training_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import dataclasses
+
+    from utils import templates
+
+    changed = dataclasses.replace(templates.TEMPLATES["alpaca"], without_input="{instruction}\n")
+    monkeypatch.setattr(templates, "TEMPLATES", {**templates.TEMPLATES, "alpaca": changed})
+    asked = ["--lora_dir", str(finished), "--instruction", "Hi", "--greedy", "--max_new_tokens", "2"]
+    assert generate.main(asked) == 1
+    assert "is no longer the one that" in capsys.readouterr().err
+    assert generate.main([*asked, "--template", "alpaca"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora_dir", "none"], "none holds no run.json: it is not a run of uniform_finetune.py"),
+        (["--input", "x"], "--input belongs to an --instruction"),
+        (["--instruction", "a", "--prompts_file", "b"], "two sources of questions: give one"),
+        (["--data", "bele"], "unknown dataset 'bele'"),
+        (
+            ["--instruction", "a"],
+            "no run of tiny on cot_sample lies below saved_models/: name one with --lora_dir, or train",
+        ),
+    ],
+)
+def test_generate_says_what_is_wrong(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(arguments, message, capsys, main=generate.main)
+
+
+def test_ctrl_c_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, llama_base: Path, records_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    from utils.training import SupervisedTrainer
+
+    def interrupted(self: Any, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SupervisedTrainer, "training_step", interrupted)
+    assert finetune(llama_base, records_file, tmp_path / "run") == 130
+    assert capsys.readouterr().err.endswith("stopped\n")
