@@ -1,0 +1,127 @@
+"""Every command in the documents parses, every link leads somewhere, and the two READMEs say the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+import evaluate
+import generate
+import uniform_finetune
+from utils import catalog
+from utils.cli import Parser
+from utils.settings import resolve
+
+PARSERS = {
+    "uniform_finetune.py": uniform_finetune.make_parser,
+    "generate.py": generate.make_parser,
+    "evaluate.py": evaluate.make_parser,
+}
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "examples").glob("*")])
+SCRIPTS = [REPOSITORY / name for name in PARSERS]
+
+
+def commands(path: Path) -> list[str]:
+    """The commands in a document's code blocks (a script's docstring, a shell file), continued lines joined."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        text = "\n".join(re.findall(r"```(?:bash|sh)?\n(.*?)```", text, flags=re.DOTALL))
+    elif path.suffix == ".py":
+        text = text.split('"""')[1].replace("\\\\\n", "\\\n")
+    text = re.sub(r"\\\n\s*", " ", text)
+    return [line.strip() for line in text.splitlines() if re.match(r"\s*(python3?|torchrun|make|bash) ", line)]
+
+
+def script_and_arguments(command: str) -> tuple[str, list[str]] | None:
+    """The script of ours that a command runs and its arguments; None for other programs."""
+    words = shlex.split(command, comments=True)
+    for at, word in enumerate(words):
+        if word in PARSERS:
+            return word, words[at + 1 :]
+    return None
+
+
+ALL = [(path, command) for path in [*DOCUMENTS, *SCRIPTS] for command in commands(path)]
+
+
+def test_there_are_commands_in_every_document_that_teaches_some() -> None:
+    for name in ("README.md", "CN_README.md", "uniform_finetune.py", "generate.py", "evaluate.py"):
+        assert any(path.name == name for path, _ in ALL), name
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=lambda value: str(value)[:70])
+def test_every_command_parses(path: Path, command: str) -> None:
+    found = script_and_arguments(command)
+    if found is None:
+        words = shlex.split(command, comments=True)
+        targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets), command
+        else:
+            assert any((REPOSITORY / word).exists() for word in words[1:]), command
+        return
+    script, arguments = found
+    parser: Parser = PARSERS[script]()
+    values = parser.parse_args(arguments)
+    for expression in values.data or []:
+        catalog.parse_mixture([expression])
+    if script == "uniform_finetune.py":
+        resolve(values)
+
+
+def test_the_seeds_commands_are_in_the_readme() -> None:
+    text = re.sub(r"\\\n\s*|\s+", " ", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    for part in (
+        "uniform_finetune.py --model_type llama --model_name_or_path decapoda-research/llama-7b-hf --data alpaca-belle-cot",
+        "uniform_finetune.py --model_type chatglm --model_name_or_path THUDM/chatglm-6b --data alpaca-belle-cot",
+        "uniform_finetune.py --model_type bloom --model_name_or_path bigscience/bloomz-7b1-mt --data alpaca-belle-cot",
+        "python3 -m torch.distributed.launch --nproc_per_node 4",
+        "python3 generate.py --data alpaca-belle-cot --model_type llama",
+        "python3 generate.py --data alpaca-belle-cot --model_type chatglm",
+        "python3 generate.py --data alpaca-belle-cot --model_type bloom",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.suffix == ".md"], ids=lambda p: p.name)
+def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_the_two_readmes_say_the_same() -> None:
+    english, chinese = (REPOSITORY / "README.md", REPOSITORY / "CN_README.md")
+    uncommented = [[command.partition("  #")[0].strip() for command in commands(path)] for path in (english, chinese)]
+    assert uncommented[0] == uncommented[1]
+    structure = [
+        [len(mark) for mark in re.findall(r"^(#+) ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)]
+        for path in (english, chinese)
+    ]
+    assert structure[0] == structure[1]
+    numbers = [sorted(set(re.findall(r"\d[\d,.]*\d %", path.read_text(encoding="utf-8")))) for path in (english, chinese)]
+    assert numbers[0] == numbers[1]
+
+
+def test_every_requirement_is_bounded_and_says_why() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (REPOSITORY / name).read_text().splitlines():
+            if line and not line.startswith("#"):
+                assert re.fullmatch(r"[\w\-]+>=[\d.]+(,<\d+)?\s+# \w.+", line), line
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    from packaging.requirements import Requirement
+
+    pins = dict(
+        line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (REPOSITORY / name).read_text().splitlines():
+            if line and not line.startswith("#"):
+                requirement = Requirement(line.partition("#")[0].strip())
+                assert requirement.specifier.contains(pins[requirement.name]), line
