@@ -1,6 +1,6 @@
 """The demo's figures: base, answer-only and chain-of-thought training on the same questions, and how long each takes.
 
-    python3 benchmarks/demo.py    # writes benchmarks/results/demo.json
+    python3 benchmarks/demo.py    # writes benchmarks/results/demo.json and docs/demo_loss.png
 
 Both adapters have the tiny row's training defaults; only the data differ. Evaluated on the 200 held-out questions.
 """
@@ -8,6 +8,7 @@ Both adapters have the tiny row's training defaults; only the data differ. Evalu
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import environment
 
-from utils.readers import read_rows
 from utils.scoring import exact_match, language
 
 
@@ -43,6 +43,7 @@ def main() -> int:
                 "validation_loss": information["metrics"]["validation_loss"],
             }
             results[arm] = figures
+        shutil.copy(Path(folder) / "cot_sample" / "loss.png", environment.REPOSITORY / "docs" / "demo_loss.png")
     environment.write("demo", ["python3 benchmarks/demo.py"], results)
     return 0
 

@@ -1,6 +1,6 @@
 """How long `--help` takes: the median of ten runs of each script, beside an empty Python.
 
-    python3 benchmarks/startup.py    # writes benchmarks/results/startup.json
+python3 benchmarks/startup.py    # writes benchmarks/results/startup.json
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ PARSERS = {
     "generate.py": generate.make_parser,
     "evaluate.py": evaluate.make_parser,
 }
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "examples").glob("*")])
+DOCUMENTS = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "examples").glob("*")]
+)
 SCRIPTS = [REPOSITORY / name for name in PARSERS]
 
 
@@ -73,6 +75,30 @@ def test_every_command_parses(path: Path, command: str) -> None:
         resolve(values)
 
 
+SEEDS = [
+    command
+    for command in commands(REPOSITORY / "README.md")
+    if any(f"--model_type {family}" in command for family in ("llama", "bloom", "chatglm"))
+]
+
+
+@pytest.mark.parametrize("command", SEEDS, ids=lambda command: command[:80])
+def test_without_network_the_seeds_commands_reach_the_model_and_say_what_to_do(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = script_and_arguments(command)
+    assert found is not None
+    script, arguments = found
+    module = {"uniform_finetune.py": uniform_finetune, "generate.py": generate}[script]
+    assert module.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "cannot load '" in message
+    assert "Give a local directory to --model_name_or_path; or name a mirror with HF_ENDPOINT" in message
+    assert "HF_TOKEN" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_seeds_commands_are_in_the_readme() -> None:
     text = re.sub(r"\\\n\s*|\s+", " ", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
     for part in (
@@ -103,7 +129,9 @@ def test_the_two_readmes_say_the_same() -> None:
         for path in (english, chinese)
     ]
     assert structure[0] == structure[1]
-    numbers = [sorted(set(re.findall(r"\d[\d,.]*\d %", path.read_text(encoding="utf-8")))) for path in (english, chinese)]
+    numbers = [
+        sorted(set(re.findall(r"\d[\d,.]*\d %", path.read_text(encoding="utf-8")))) for path in (english, chinese)
+    ]
     assert numbers[0] == numbers[1]
 
 
@@ -117,9 +145,7 @@ def test_every_requirement_is_bounded_and_says_why() -> None:
 def test_every_requirement_is_pinned_within_its_range() -> None:
     from packaging.requirements import Requirement
 
-    pins = dict(
-        line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line
-    )
+    pins = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line)
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (REPOSITORY / name).read_text().splitlines():
             if line and not line.startswith("#"):

@@ -179,7 +179,7 @@ def corrupt(encoded: Encoded, **changes: Any) -> Encoded:
 
 def test_the_proof_accepts_what_encoding_makes_and_nothing_else(tokenizer: Any) -> None:
     row, good, spans = proof_of(RECORDS[0], tokenizer)
-    prove(good, row, spans, ALPACA, tokenizer)
+    prove(good, row, spans, ALPACA, tokenizer, prefix=[1])
     (first, end), ids, labels = spans[0], good.input_ids, good.labels
     cases = {
         "no token is trained": corrupt(good, labels=[IGNORED] * len(labels)),
@@ -196,13 +196,13 @@ def test_the_proof_accepts_what_encoding_makes_and_nothing_else(tokenizer: Any) 
     for message, broken in cases.items():
         changed = [(first, len(broken.input_ids))] if "inside" in message else spans
         with pytest.raises(MaskError, match=f"test row 1: .*{message}"):
-            prove(broken, row, changed, ALPACA, tokenizer)
+            prove(broken, row, changed, ALPACA, tokenizer, prefix=[1])
 
 
 def test_a_label_missing_at_the_end_is_found(tokenizer: Any) -> None:
     row, good, spans = proof_of(RECORDS[0], tokenizer)
     with pytest.raises(MaskError, match="tokens are trained where the answers have"):
-        prove(corrupt(good, labels=[*good.labels[:-1], IGNORED]), row, spans, ALPACA, tokenizer)
+        prove(corrupt(good, labels=[*good.labels[:-1], IGNORED]), row, spans, ALPACA, tokenizer, prefix=[1])
 
 
 def test_a_tokenizer_that_cannot_write_the_text_is_found(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_tokenizer_that_cannot_write_the_text_is_found(tokenizer: Any, monkeyp
 def test_spaces_that_sentencepiece_folds_are_not_another_text(tokenizer: Any) -> None:
     row, good, spans = proof_of({"instruction": "a", "input": "", "output": "b  c"}, tokenizer)
     changed = dataclasses.replace(row, record={**row.record, "output": " b c"})
-    prove(good, changed, spans, ALPACA, tokenizer)
+    prove(good, changed, spans, ALPACA, tokenizer, prefix=[1])
 
 
 def test_a_chat_template_that_cannot_be_trained_names_the_row(tokenizer: Any) -> None:

@@ -97,13 +97,14 @@ def encode_rows(
         ValueError: no EOS; a chat template that cannot be trained with.
     """
     require_eos(tokenizer)
+    prefix = _prefix(template, tokenizer)
     encoded, dropped, truncated = [], Counter(), Counter()
     for row in rows:
         try:
-            full, spans = _join(render(row.record, template, tokenizer), template, tokenizer)
+            full, spans = _join(render(row.record, template, tokenizer), prefix, tokenizer)
         except ValueError as error:
             raise MaskError(f"{row.origin}: {error}") from error
-        kept, what = truncate(full, cutoff_len, truncation, len(_prefix(template, tokenizer)))
+        kept, what = truncate(full, cutoff_len, truncation, len(prefix))
         result = Encoded(input_ids=kept[0], labels=kept[1], origin=row.origin, source=row.source)
         if what.startswith("longer than"):
             dropped[what] += 1
@@ -111,21 +112,21 @@ def encode_rows(
             dropped["no trained token is left"] += 1
         else:
             truncated.update([what] if what else [])
-            prove(result, row, spans, template, tokenizer, cut=what)
+            removed = len(full[0]) - len(kept[0]) if truncation == "prompt" else 0
+            prove(result, row, spans, template, tokenizer, prefix=prefix, removed=removed, cut=bool(what))
             encoded.append(result)
     return encoded, dropped, truncated
 
 
 def encode_prompt(record: Any, template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids that inference sends for a record (its `output` is ignored)."""
-    (ids, _), _ = _join(render_prompt(record, template, tokenizer), template, tokenizer)
-    return ids
+    return _prompt_ids(record, template, tokenizer, _prefix(template, tokenizer))
 
 
 def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids that end an answer: EOS, and what the template writes where an answer ends."""
     probe = {"instruction": "a", "input": "", "output": "b"}
-    (ids, labels), spans = _join(render(probe, template, tokenizer), template, tokenizer)
+    (ids, labels), spans = _join(render(probe, template, tokenizer), _prefix(template, tokenizer), tokenizer)
     _, end = spans[-1]
     return sorted({require_eos(tokenizer), *([ids[end - 1]] if labels[end - 1] != IGNORED else [])})
 
@@ -163,46 +164,48 @@ def prove(
     template: Template,
     tokenizer: Tokenizer,
     *,
-    cut: str = "",
+    prefix: Sequence[int],
+    removed: int = 0,
+    cut: bool = False,
 ) -> None:
     """Checks one row's labels against its record; `MaskError` names the row and what is wrong.
 
-    1. Trained text decodes to the assistant's text, and the token after it ends the turn.
-    2. No control token stands twice in a row, and none stands inside what a person wrote.
-    3. At least one token is trained.
-    4. The ids before each answer are the ids that inference sends for it.
+    1. At least one token is trained, and every label is its token.
+    2. No control token stands twice in a row.
+    3. The ids before each answer are the ids that inference sends for it.
+    4. Trained text decodes to the assistant's text, with no control token inside, and a control token ends it.
+    5. Nothing else is trained.
 
     Args:
         spans: [start, end) of each answer in the row before it was cut, with the token that ends it.
-        cut: what `truncate` did; the checks allow for exactly that.
+        prefix: what the tokenizer puts before a text.
+        removed: tokens that were cut from the prompt, after the prefix; the checks allow for exactly these.
+        cut: whether anything was cut, so that answers may be missing at the end.
     """
     ids, labels = encoded.input_ids, encoded.labels
     if encoded.num_targets == 0 or any(label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)):
         raise MaskError(f"{row.origin}: no token is trained, or a label differs from its token")
     specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    if any(a == b and a in specials for a, b in zip(ids, ids[1:], strict=False)):
-        doubled = next(a for a, b in zip(ids, ids[1:], strict=False) if a == b and a in specials)
+    doubled = next((a for a, b in zip(ids, ids[1:], strict=False) if a == b and a in specials), None)
+    if doubled is not None:
         raise MaskError(f"{row.origin}: the control token {tokenizer.decode([doubled])!r} stands twice in a row")
     answers = _answers(row)
     if len(spans) != len(answers):
         raise MaskError(f"{row.origin}: {len(answers)} answers, but {len(spans)} trained spans")
-    shift = sum(end - start for start, end in spans)  # every target outside the spans would be a mistake
     shown = 0
-    offset = len(_whole(row, template, tokenizer)) - len(ids) if cut.startswith("prompt") else 0
     for prompt, answer, (start, end) in zip(prompts_of(row.record), answers, spans, strict=True):
-        expected = encode_prompt(prompt, template, tokenizer)
-        head = len(_prefix(template, tokenizer))
-        expected = expected[:head] + expected[head + offset :]
-        begin, stop = start - offset, min(end - offset, len(ids))
-        if expected[: len(ids)] != ids[:begin]:
+        begin, stop = max(start - removed, len(prefix)), min(end - removed, len(ids))
+        sent = _prompt_ids(prompt, template, tokenizer, prefix)
+        sent = sent[: len(prefix)] + sent[len(prefix) + removed :]
+        if sent[: len(ids)] != ids[:begin]:
             raise MaskError(
-                f"{row.origin}: the prompt differs from what inference sends: {_show(expected, ids[:begin], tokenizer)}"
+                f"{row.origin}: the prompt differs from what inference sends: {_show(sent, ids[:begin], tokenizer)}"
             )
         shown += max(0, stop - begin)
-        if stop == end - offset:
+        if stop == end - removed:
             _prove_answer(ids[begin:stop], answer, row, tokenizer)
     trained = sum(label != IGNORED for label in labels)
-    if trained != shown or (not cut and trained != shift):
+    if trained != shown or (not cut and trained != sum(end - start for start, end in spans)):
         raise MaskError(f"{row.origin}: {trained} tokens are trained where the answers have {shown}")
 
 
@@ -236,24 +239,21 @@ def _prefix(template: Template, tokenizer: Tokenizer) -> list[int]:
     return [] if template.from_tokenizer else prefix_ids(tokenizer)
 
 
-def _whole(row: Row, template: Template, tokenizer: Tokenizer) -> list[int]:
-    (ids, _), _ = _join(render(row.record, template, tokenizer), template, tokenizer)
+def _prompt_ids(record: Any, template: Template, tokenizer: Tokenizer, prefix: Sequence[int]) -> list[int]:
+    (ids, _), _ = _join(render_prompt(record, template, tokenizer), prefix, tokenizer)
     return ids
 
 
 def _join(
-    segments: Iterable[Segment], template: Template, tokenizer: Tokenizer
+    segments: Iterable[Segment], prefix: Sequence[int], tokenizer: Tokenizer
 ) -> tuple[tuple[list[int], list[int]], list[tuple[int, int]]]:
-    """The ids and labels of segments, and [start, end) of each run of targets."""
-    ids = list(_prefix(template, tokenizer))
+    """The ids and labels of segments after `prefix`, and [start, end) of each run of targets."""
+    ids = list(prefix)
     labels = [IGNORED] * len(ids)
     spans: list[tuple[int, int]] = []
     for segment in segments:
-        piece = tokenizer(segment.text, add_special_tokens=False, split_special_tokens=not segment.has_control)[
-            "input_ids"
-        ]
-        if segment.ends_turn:
-            piece = [*piece, require_eos(tokenizer)]
+        encoded = tokenizer(segment.text, add_special_tokens=False, split_special_tokens=not segment.has_control)
+        piece = [*encoded["input_ids"], *([require_eos(tokenizer)] if segment.ends_turn else [])]
         if segment.is_target:
             continues = spans and spans[-1][1] == len(ids)
             start = spans.pop()[0] if continues else len(ids)

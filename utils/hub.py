@@ -37,9 +37,11 @@ def require_reachable(name: str) -> None:
         return
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"there is no model directory {name}")
-    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not _answers(endpoint()):
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    if offline or not _answers(endpoint()):
         if not _is_cached(name):
-            raise ConnectionError(advice(name, f"{endpoint()} does not answer from here"))
+            reason = "HF_HUB_OFFLINE is set" if offline else f"{endpoint()} does not answer from here"
+            raise ConnectionError(advice(name, f"{reason}, and it is not in the cache"))
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 

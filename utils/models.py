@@ -22,6 +22,7 @@ class TrainingDefaults:
     """What a training flag means when it is not given. The values are the seeds'; a row may bring its own."""
 
     data: str = "alpaca"
+    val_set_size: float | None = None
     per_gpu_train_batch_size: int = 4
     gradient_accumulation_steps: int = 32
     epochs: float = 3.0
@@ -74,6 +75,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
             license="Apache-2.0",
             training=TrainingDefaults(
                 data="cot_sample",
+                val_set_size=100,
                 per_gpu_train_batch_size=32,
                 gradient_accumulation_steps=1,
                 epochs=4.0,

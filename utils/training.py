@@ -26,11 +26,42 @@ from utils.encode import IGNORED, Encoded
 from utils.schedule import Steps, learning_rate_factor
 
 
+def trained_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Where the next token is trained: bool (rows, length), of `labels` (rows, length)."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED
+
+
 def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy (float32, scalar) of the trained tokens: `logits` (rows, length, vocabulary) at a position
-    predict `labels` (rows, length) at the next. 0 with a gradient where nothing is trained."""
-    trained = labels[:, 1:] != IGNORED
-    return torch.nn.functional.cross_entropy(logits[:, :-1][trained].float(), labels[:, 1:][trained], reduction="sum")
+    """Summed cross-entropy (float32, scalar) of the trained tokens; 0 with a gradient where nothing is trained.
+
+    Args:
+        logits: (rows, length, vocabulary), or (trained tokens, vocabulary) from a head behind `HeadAtTargets`.
+        labels: (rows, length); a position's logits predict the label of the next.
+    """
+    chosen = logits if logits.dim() == 2 else logits[trained_positions(labels)]
+    targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+    return torch.nn.functional.cross_entropy(chosen.float(), targets, reduction="sum")
+
+
+class HeadAtTargets:
+    """Lets the output head see the trained positions alone: the logits of a prompt are never used, and with a large
+    vocabulary they cost most of the memory and much of the time. It hooks into the head, so no model's code changes."""
+
+    def __init__(self, model: Any) -> None:
+        self._positions: torch.Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """`token_loss` of `model`, which may be wrapped, on a batch."""
+        self._positions = trained_positions(batch["labels"])
+        try:
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        finally:
+            self._positions = None
+        return token_loss(logits, batch["labels"])
+
+    def _select(self, head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        return None if self._positions is None else (inputs[0][self._positions], *inputs[1:])
 
 
 def training_arguments(
@@ -98,6 +129,7 @@ class SupervisedTrainer(Trainer):
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.trained_tokens = 0
         self.lora_model = model
+        self._head = HeadAtTargets(model)
         self._pad_id, self._steps = pad_id, steps
         self._batches = MicroBatches(
             train_rows,
@@ -156,9 +188,8 @@ class SupervisedTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the step's loss. DDP averages gradients over the processes, hence the factor."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        loss = token_loss(outputs.logits, inputs["labels"]) / inputs["num_targets"] * distributed.world_size()
-        return (loss, outputs) if return_outputs else loss
+        loss = self._head.loss(model, inputs) / inputs["num_targets"] * distributed.world_size()
+        return (loss, None) if return_outputs else loss
 
     @torch.no_grad()
     def evaluate(
@@ -177,10 +208,8 @@ class SupervisedTrainer(Trainer):
         for batch in batches:
             batch = self._prepare_inputs(batch)
             with self.accelerator.autocast():
-                outputs = self.lora_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            totals += torch.tensor(
-                [token_loss(outputs.logits, batch["labels"]).item(), int((batch["labels"][:, 1:] != IGNORED).sum())]
-            )
+                loss = self._head.loss(self.lora_model, batch)
+            totals += torch.tensor([loss.item(), int(trained_positions(batch["labels"]).sum())])
         loss, tokens = torch.stack(distributed.gather(totals)).sum(0).tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_tokens": int(tokens)}
         self.log(metrics)
