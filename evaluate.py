@@ -17,6 +17,7 @@ from typing import Any
 from utils import catalog, cli, records
 from utils.readers import Row
 from utils.scoring import exact_match, extract_answer, language
+from utils.templates import last_answer, to_messages, without_answer
 
 
 def make_parser() -> cli.Parser:
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     rows = [row for part in parts for row in records.read_part(part, seed=0)[0]]
+    check_references(rows)
+    if flags.output and (flags.output.exists() or not flags.output.parent.is_dir()):
+        parser.error(f"--output {flags.output}: it exists already, or its folder does not; nothing was written over")
 
     from utils import assistant, distributed, loading
 
@@ -54,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         template=flags.template,
         precision=flags.precision,
         quantization_bit=flags.quantization_bit,
+        revision=flags.revision,
         trust_remote_code=flags.trust_remote_code,
     )
-    settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": flags.max_new_tokens}
-    questions = [row.record for row in rows]
+    settings = cli.greedy_settings(flags.max_new_tokens)
+    questions = [without_answer(row.record) for row in rows]
     answers = {}
     if flags.compare_base:
         answers["base"] = opened.base_answers(questions, settings, batch_size=flags.batch_size)
@@ -71,11 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check_references(rows: Sequence[Row]) -> None:
+    """`ValueError` for a row whose own answer cannot be read; said before anything is decoded."""
+    for row in rows:
+        if extract_answer(last_answer(row.record)) is None:
+            raise ValueError(
+                f"{row.origin}: its answer announces nothing to compare with ('the answer is …' or '答案是…'): "
+                f"{last_answer(row.record)[-80:]!r}"
+            )
+
+
+def question_of(row: Row) -> str:
+    """What was asked last."""
+    return to_messages(without_answer(row.record))[-1]["content"]
+
+
 def show(rows: Sequence[Row], answers: Mapping[str, Sequence[str]]) -> None:
     """Prints questions with the reference and every answer."""
     for number, row in enumerate(rows):
-        expected = extract_answer(row.record["output"])
-        print(f"question: {row.record['instruction']}")
+        expected = extract_answer(last_answer(row.record))
+        print(f"question: {question_of(row)}")
         for who, texts in answers.items():
             mark = "right" if extract_answer(texts[number]) == expected else f"wrong, it is {expected}"
             print(f"  {who:>8}: {texts[number]}  [{mark}]")
@@ -84,11 +104,11 @@ def show(rows: Sequence[Row], answers: Mapping[str, Sequence[str]]) -> None:
 
 def report(rows: Sequence[Row], answers: Mapping[str, Sequence[str]]) -> None:
     """Prints the accuracy of each model, in all and by language."""
-    languages = [language(row.record["instruction"]) for row in rows]
+    languages = [language(question_of(row)) for row in rows]
     for chosen in [None, *sorted(set(languages))]:
         members = [i for i, found in enumerate(languages) if chosen in (None, found)]
         for who, texts in answers.items():
-            accuracy = exact_match([texts[i] for i in members], [rows[i].record["output"] for i in members])
+            accuracy = exact_match([texts[i] for i in members], [last_answer(rows[i].record) for i in members])
             print(f"{chosen or 'all':>4} {who:>8}: {accuracy}")
 
 

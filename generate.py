@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import catalog, cli
-from utils.models import DEFAULT_MODEL, checkpoint_of, get_model
+from utils import catalog, cli, runinfo
+from utils.models import DEFAULT_MODEL, SIZED_MODEL, checkpoint_of, get_model
 from utils.readers import read_rows
+from utils.templates import to_messages, without_answer
 
 
 def make_parser() -> cli.Parser:
@@ -47,22 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--instruction and --prompts_file are two sources of questions: give one")
     if flags.input and flags.instruction is None:
         parser.error("--input belongs to an --instruction")
-    model_type = flags.model_type or DEFAULT_MODEL
     try:
-        checkpoint = flags.model_name_or_path or (
-            flags.size and checkpoint_of(model_type, get_model(model_type), flags.size)
-        )
+        run = runinfo.read(flags.lora_dir) if flags.lora_dir else None
+        model_type = flags.model_type or (run.model_type if run else SIZED_MODEL if flags.size else DEFAULT_MODEL)
+        sized = checkpoint_of(model_type, get_model(model_type), flags.size) if flags.size else None
         data = flags.data or [get_model(model_type).training.data]
         catalog.parse_mixture(data)
     except ValueError as error:
         parser.error(str(error))
+    checkpoint = flags.model_name_or_path or sized
     questions = read_questions(flags.instruction, flags.input, flags.prompts_file)
-
-    from transformers import set_seed
 
     from utils import assistant, distributed, loading
 
     loading.quiet_libraries()
+    from transformers import set_seed
+
     distributed.set_threads()
     directory = flags.lora_dir or assistant.find_run(model_type, data, checkpoint)
     opened = assistant.open_run(
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         template=flags.template,
         precision=flags.precision,
         quantization_bit=flags.quantization_bit,
+        revision=flags.revision,
         trust_remote_code=flags.trust_remote_code,
     )
     print(f"{directory}: {opened.run.model_type} on {' '.join(opened.run.data)}", file=sys.stderr)
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_seed(flags.seed)
     for number, record in enumerate(questions):
         if flags.prompts_file:
-            print(f"{chr(10) if number else ''}### {record.get('instruction', '')}")
+            print(f"{chr(10) if number else ''}### {to_messages(record)[-1]['content']}")
         for piece in opened.stream(record, settings):
             print(piece, end="", flush=True)
         print(flush=True)
@@ -97,14 +99,7 @@ def read_questions(
     if file.suffix == ".txt":
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [{"instruction": line, "input": ""} for line in lines if line.strip()]
-    return [question_of(row.record) for row in read_rows(file, answered=False)[0]]
-
-
-def question_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record without its last answer."""
-    if "conversation" in record:
-        return {"conversation": record["conversation"][:-1]}
-    return {"instruction": record["instruction"], "input": record["input"]}
+    return [without_answer(row.record) for row in read_rows(file, answered=False)[0]]
 
 
 def ask() -> Iterator[Mapping[str, Any]]:

@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = settings.resolve(flags)
         parts = catalog.parse_mixture(chosen.data)
         if not only_look:
-            settings.check_output(
-                chosen.output_dir, overwrite=flags.overwrite, resume=chosen.resume_from_checkpoint is not None
-            )
+            settings.check_output(chosen.output_dir, overwrite=flags.overwrite, resume=chosen.resume_from_checkpoint)
     except ValueError as error:
         parser.error(str(error))
 
@@ -93,11 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed.say("dry run: nothing was trained or written")
         return 0
     preflight.require_space(chosen.output_dir, preflight.run_bytes(trainable, chosen.save_total_limit))
-    if flags.overwrite and distributed.is_main():
-        runinfo.clear(chosen.output_dir)
-    distributed.barrier()
     with checkpoints.full_disk_explained(chosen.output_dir, preflight.checkpoint_bytes(trainable)):
-        return train(chosen, base, tokenizer, data, steps)
+        return train(chosen, base, tokenizer, data, steps, overwrite=flags.overwrite)
 
 
 def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Steps, int]:
@@ -124,13 +119,18 @@ def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Steps, int]:
     return steps, trainable
 
 
-def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps) -> int:
-    """Trains, saves, verifies and reports."""
+def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, *, overwrite: bool) -> int:
+    """Trains, saves, verifies and reports. An old run is deleted only once all that can go wrong before has not."""
     from utils import batching, distributed, loading, report, verification
 
     started, clock = datetime.now(UTC), time.perf_counter()
     checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint)
     trainer = make_trainer(chosen, base, tokenizer, data, steps)
+    if distributed.is_main():
+        if overwrite:
+            runinfo.clear(chosen.output_dir)
+        (chosen.output_dir / runinfo.NAME).unlink(missing_ok=True)  # what follows is not yet a finished run
+    distributed.barrier()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     model, metrics, trained_tokens = trainer.lora_model, trainer.final_metrics(), trainer.trained_tokens
     seconds = round(time.perf_counter() - clock, 1)

@@ -60,7 +60,9 @@ def test_the_seeds_generation_parameters_are_the_defaults() -> None:
 
 def test_greedy_has_no_sampling_and_no_penalties() -> None:
     flags = parser_of().parse_args(["--greedy", "--max_new_tokens", "9"])
-    assert cli.generation_settings(flags) == {"do_sample": False, "num_beams": 1, "max_new_tokens": 9}
+    settings = cli.generation_settings(flags)
+    assert (settings["do_sample"], settings["num_beams"], settings["max_new_tokens"]) == (False, 1, 9)
+    assert (settings["repetition_penalty"], settings["no_repeat_ngram_size"]) == (1.0, 0)
 
 
 def test_without_sampling_the_sampling_parameters_are_not_sent() -> None:
@@ -125,16 +127,14 @@ def test_a_bug_keeps_its_traceback() -> None:
         main([])
 
 
-def test_only_one_process_of_a_machine_speaks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_process_says_which_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     @cli.reports_errors
     def main(argv: object = None) -> int:
         raise ValueError("x")
 
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main([]) == 1
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "[process 1] error: x\n"
 
 
 def test_colour_needs_a_terminal_and_no_objection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,10 @@ def test_threads_are_the_free_cores_shared(
 ) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr(distributed, "usable_cores", lambda: 4)
-    monkeypatch.setattr(distributed.psutil, "cpu_count", lambda: 4)
-    monkeypatch.setattr(distributed.psutil, "cpu_percent", lambda interval: busy)
+    monkeypatch.setattr(distributed, "_affinity", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(distributed, "_quota", lambda: None)
+    # Cores 4 and 5 are not ours: their load must not count.
+    monkeypatch.setattr(distributed.psutil, "cpu_percent", lambda interval, percpu: [busy] * 4 + [100, 100])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     try:

@@ -68,6 +68,9 @@ def test_shapes_are_recognised_and_named(tmp_path: Path, raw: Any, record: Any, 
         ('[{"instruction": "a", "output": "b"}] x', r"text follows the closing \] after row 1"),
         ('{"instruction": "a", "output": "b"}\n{"instruction"', "line 2: broken JSON"),
         ('[{"instruction": "a", "output": "b", "output": "c"}]', "row 1: broken JSON .*'output' stands twice"),
+        ('[{"instruction": "a", "output": "b"},]', "row 1: broken JSON .a comma follows the last row"),
+        ('\n\n{"instruction": "a"', "line 3: broken JSON"),
+        ('{\n"instruction": "a"}', r"line 1: broken JSON .*one object over several lines belongs in \[ \]"),
         ('[{"instruction": "a", "output": NaN}]', "row 1: broken JSON .*NaN is not JSON"),
         ('[{"instruction": "a"}]', "row 1: 'output' is missing"),
         ('[{"instruction": "a", "output": null}]', "row 1: 'output' must be text, found null"),
@@ -119,9 +122,28 @@ def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
         read_rows(tmp_path / "d")
 
 
-def test_questions_need_no_answer(tmp_path: Path) -> None:
-    path = write(tmp_path / "q.jsonl", '{"instruction": "a"}\n')
+@pytest.mark.parametrize("key", ["instruction", "question", "prompt"])
+def test_questions_need_no_answer(key: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", json.dumps({key: "a"}))
     assert read_rows(path, answered=False)[0][0].record == {"instruction": "a", "input": "", "output": ""}
+    with pytest.raises(ValueError, match="line 1"):
+        read_rows(path)
+
+
+def test_a_dialogue_that_asks_may_end_with_the_user(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", json.dumps({"messages": TURNS[:1]}))
+    assert read_rows(path, answered=False)[0][0].record == {"conversation": TURNS[:1]}
+
+
+def test_a_table_keeps_long_cells_odd_characters_and_its_width(tmp_path: Path) -> None:
+    long = "长" * 200_000
+    path = write(tmp_path / "a.csv", f"instruction,output\na\u2028b,{long}\n")
+    assert records(path) == [{"instruction": "a\u2028b", "input": "", "output": long}]
+    wide = write(tmp_path / "b.csv", "instruction,output\nList,1, 2, and 3\n")
+    with pytest.raises(
+        ValueError, match="b.csv row 1: more cells than the header has columns; quote a cell that holds ','"
+    ):
+        read_rows(wide)
 
 
 def test_origins_count_from_one(tmp_path: Path) -> None:

@@ -106,6 +106,15 @@ def test_a_ledger_that_does_not_add_up_is_a_bug() -> None:
         Ledger(read=3, trained=2).check()
 
 
+def test_a_lowered_validation_set_is_said(tmp_path: Path) -> None:
+    parts = parse_mixture([file_of(tmp_path / "a.json", numbered(100))])
+    assert (
+        load(parts, 0, 2000)[2].lines()[-1]
+        == "--val_set_size 2000 would take more than half of the rows: 10 are held out"
+    )
+    assert load(parts, 0, 20)[2].notes == []
+
+
 def test_the_ledger_speaks() -> None:
     ledger = Ledger(read=10, trained=6, validation=1, left_out=2, repeated=1)
     ledger.dropped["too long"] = 2

@@ -77,18 +77,21 @@ def test_the_default_directory() -> None:
     assert runinfo.default_directory("a/llama-7b-hf/", "alpaca-cot") == Path("saved_models/llama-7b-hf_alpaca-cot")
 
 
-def test_only_a_run_is_deleted(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    runinfo.clear(directory)
-    directory.mkdir()
-    (directory / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no run: nothing was deleted"):
-        runinfo.clear(directory)
-    assert (directory / "thesis.txt").is_file()
-    (directory / "checkpoint-3").mkdir()
-    assert runinfo.has_run(directory)
-    runinfo.clear(directory)
-    assert not directory.exists()
+def test_only_what_a_run_wrote_is_deleted(tmp_path: Path) -> None:
+    runinfo.clear(tmp_path / "none")
+    for name in ("thesis.txt", "run.json", "training_log.jsonl", "loss.png"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "optimizer.pt").write_text("x")
+    runinfo.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("trace", ["run.json", "training_log.jsonl", "checkpoint-7", "adapter_config.json"])
+def test_a_run_that_was_stopped_early_is_a_run_too(trace: str, tmp_path: Path) -> None:
+    assert not runinfo.has_run(tmp_path)
+    (tmp_path / trace).write_text("")
+    assert runinfo.has_run(tmp_path)
 
 
 def test_versions_and_commit(tmp_path: Path) -> None:

@@ -70,15 +70,16 @@ def test_auto_needs_a_model() -> None:
 
 def test_an_output_directory_that_must_not_be_lost(tmp_path: Path) -> None:
     def check(**options: Any) -> None:
-        check_output(tmp_path / "run", **{"overwrite": False, "resume": False, **options})
+        check_output(tmp_path / "run", **{"overwrite": False, "resume": None, **options})
 
     check()
     with pytest.raises(ValueError, match="holds no run to go on with"):
-        check(resume=True)
+        check(resume="")
+    check(resume="elsewhere/checkpoint-5")
     (tmp_path / "run").mkdir()
     check()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    for options in ({}, {"overwrite": True}, {"resume": True}):
+    for options in ({}, {"overwrite": True}, {"resume": ""}):
         with pytest.raises(ValueError, match="is not empty and holds no run: choose another"):
             check(**options)
     (tmp_path / "run" / "run.json").write_text("{}")
@@ -87,6 +88,6 @@ def test_an_output_directory_that_must_not_be_lost(tmp_path: Path) -> None:
     ):
         check()
     check(overwrite=True)
-    check(resume=True)
+    check(resume="")
     with pytest.raises(ValueError, match="choose one of them"):
-        check(overwrite=True, resume=True)
+        check(overwrite=True, resume="")

@@ -1,9 +1,20 @@
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from utils.templates import TEMPLATES, fingerprint, get_template, prompts_of, render, render_prompt, to_messages
+from utils.templates import (
+    TEMPLATES,
+    fingerprint,
+    get_template,
+    last_answer,
+    prompts_of,
+    render,
+    render_prompt,
+    to_messages,
+    without_answer,
+)
 
 ALPACA, CHAT = TEMPLATES["alpaca"], TEMPLATES["chat"]
 DIALOGUE = {
@@ -83,6 +94,27 @@ def test_chat_adds_eos_where_the_template_writes_no_end(chat_tokenizer: Any) -> 
     assert (target.text, target.ends_turn) == ("b", True)
 
 
+def test_an_end_that_is_special_without_a_role_is_the_end(tokenizer: Any) -> None:
+    import copy
+
+    from tokenizers import AddedToken
+
+    phi = copy.deepcopy(tokenizer)
+    phi.add_tokens([AddedToken("<|end|>", special=True)])
+    assert "<|end|>" not in phi.all_special_tokens
+    phi.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>\n{% endfor %}"
+    segments = render({"instruction": "a", "input": "", "output": "b"}, CHAT, phi)
+    assert [(s.text, s.ends_turn) for s in segments if s.is_target] == [("b", False), ("<|end|>", False)]
+
+
+def test_a_question_is_the_record_without_its_answer() -> None:
+    assert without_answer({"instruction": "a", "output": "b"}) == {"instruction": "a", "input": ""}
+    assert last_answer({"instruction": "a", "output": "b"}) == "b"
+    assert without_answer(DIALOGUE) == {"conversation": DIALOGUE["conversation"][:-1]}
+    assert without_answer(without_answer(DIALOGUE)) == without_answer(DIALOGUE)
+    assert last_answer(DIALOGUE) == ""
+
+
 def test_chat_follows_a_template_that_strips(chat_tokenizer: Any) -> None:
     strips = _with_template(
         chat_tokenizer, "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}"
@@ -98,6 +130,7 @@ def test_chat_follows_a_template_that_strips(chat_tokenizer: Any) -> None:
         (None, "needs a tokenizer with a chat template"),
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "rewrites the text of messages"),
         ("{{ messages[0]['content'] }}", "leaves out or repeats a message"),
+        ("{{ raise_exception('no system role') }}", "refuses the conversation .no system role."),
     ],
 )
 def test_chat_refuses_what_it_cannot_mark(chat_tokenizer: Any, chat_template: str | None, message: str) -> None:
@@ -134,6 +167,7 @@ class _NoTokenizer:
 
     chat_template = None
     all_special_tokens: list[str] = []  # noqa: RUF012
+    added_tokens_decoder: Mapping[int, Any] = {}  # noqa: RUF012
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
         raise AssertionError("a plain template asked for the chat template")

@@ -14,7 +14,7 @@ from utils.progress import LOG_NAME, LogFile, Progress
 from utils.readers import Row
 from utils.schedule import Steps
 from utils.templates import TEMPLATES
-from utils.training import NotFiniteError, SupervisedTrainer, token_loss, training_arguments
+from utils.training import HeadAtTargets, NotFiniteError, SupervisedTrainer, token_loss, training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,48 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(llama_base: Path, encode
     assert resumed.trained_tokens == whole.trained_tokens
     log = [json.loads(line) for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_longer_run_goes_on_with_its_own_rate_and_intervals(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    make_trainer(llama_base, encoded[:7], tmp_path / "run", total=4, saving=2).train()
+    longer = make_trainer(llama_base, encoded[:7], tmp_path / "run", total=8, saving=1)
+    longer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    rates = {entry["step"]: entry["learning_rate"] for entry in longer.state.log_history if "loss" in entry}
+    assert all(rates[step] > 0 for step in (5, 6, 7, 8)), "a resumed run does not begin where the shorter one ended"
+    assert rates[5] > rates[6] > rates[7] > rates[8]
+    assert (tmp_path / "run" / "checkpoint-7").is_dir()
+    assert longer.trained_tokens == 4 * sum(row.num_targets for row in encoded[:7])
+
+
+def test_a_scaler_that_cannot_scale_any_more_stops(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    class Scaler:
+        def get_scale(self) -> float:
+            return 0.5
+
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run")
+    trainer.accelerator.scaler = Scaler()
+    trainer._seen = [(torch.tensor(1.0), torch.tensor([0]))]
+    with pytest.raises(NotFiniteError, match="the gradient is not finite"):
+        trainer.require_finite()
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_the_head_at_the_targets_gives_the_full_loss_and_gradients(family: str, encoded: Any, request: Any) -> None:
+    base = choose(str(request.getfixturevalue(f"{family}_base")), get_model(family)).load()
+    model = attach_lora(base, ["all-linear"], r=2, alpha=4, dropout=0.0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch, head = pad(encoded, 3), HeadAtTargets(model)
+    full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    losses, gradients = [], []
+    for loss in (token_loss(full, batch["labels"]), head.loss(model, batch)):
+        model.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert relative_difference(*gradients) < 1e-5
 
 
 def test_validation_is_the_mean_over_trained_tokens(llama_base: Path, encoded: Any, tmp_path: Path) -> None:

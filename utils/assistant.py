@@ -75,6 +75,7 @@ def open_run(
     template: str | None = None,
     precision: Precision | None = None,
     quantization_bit: int | None = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Assistant:
     """The run in `directory`, on this process's device.
@@ -82,6 +83,7 @@ def open_run(
     Args:
         model_type: the family that is expected; None takes the run's.
         base: another place of the same base, where the recorded one is gone.
+        revision: of the base on the hub; None takes the run's.
         template: another prompt than the trained one; None keeps it, and refuses if it has changed since.
 
     Raises:
@@ -93,11 +95,11 @@ def open_run(
     if model_type not in (None, run.model_type):
         raise ValueError(f"{directory} was trained with --model_type {run.model_type}, not {model_type}: leave it out")
     source = loading.choose(
-        base or run.base,
+        base or _place(run),
         get_model(run.model_type),
         precision=precision,
         quantization_bit=quantization_bit,
-        revision=None if base else run.settings["revision"],
+        revision=revision or (None if base else run.settings["revision"]),
         trust_remote_code=trust_remote_code,
     )
     tokenizer = source.tokenizer(directory)
@@ -116,14 +118,27 @@ def open_run(
     return Assistant(model=model, tokenizer=tokenizer, template=row, stop_ids=run.stop_token_ids, run=run)
 
 
+def _place(run: runinfo.RunInfo) -> str:
+    """Where the run's base is. A run may come from another machine: a directory that is gone is looked for where the
+    family has its own; the fingerprint then tells whether it is the same base."""
+    if not Path(run.base).is_absolute() or Path(run.base).is_dir():
+        return run.base
+    own = get_model(run.model_type).default_checkpoint
+    if own and Path(own).is_dir():
+        return own
+    raise FileNotFoundError(
+        f"the base of this run, {run.base}, is not on this machine: name its place here with --model_name_or_path"
+    )
+
+
 def find_run(model_type: str, data: Sequence[str], checkpoint: str | None) -> Path:
-    """The newest finished run of this family on this data, below `saved_models/`.
+    """The newest finished run of this family on this data, below `saved_models/`; of this base, if one is given.
 
     Raises:
         ValueError: there is none.
         OSError: there is none, and its base (`checkpoint`, or the family's default) cannot be had either; says both.
     """
-    found = runinfo.find(model_type, data)
+    found = [directory for directory in runinfo.find(model_type, data) if _fits(runinfo.read(directory), checkpoint)]
     if found:
         return found[0]
     wish = f"--model_type {model_type} --data {' '.join(data)}"
@@ -137,3 +152,7 @@ def find_run(model_type: str, data: Sequence[str], checkpoint: str | None) -> Pa
     except OSError as error:
         raise OSError(f"{missing}\nIts base is not here either: {error}") from error
     raise ValueError(missing)
+
+
+def _fits(run: runinfo.RunInfo, checkpoint: str | None) -> bool:
+    return checkpoint in (None, run.base) or str(Path(str(checkpoint)).resolve()) == run.base

@@ -95,6 +95,12 @@ class MicroBatches(Dataset[Batch]):
         """Draws the batches of `epoch`, from 0."""
         self._plan = plan_epoch(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epoch)
 
+    def targets_before(self, step: int) -> int:
+        """Trained tokens of the first `step` optimizer steps of the run, in all processes."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        plan = plan_epoch(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epochs)
+        return epochs * sum(self._targets) + sum(self._targets[row] for members in plan[:rest] for row in members)
+
     def __len__(self) -> int:
         return len(self._plan) * self._accumulation
 

@@ -174,11 +174,22 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
 def generation_settings(values: argparse.Namespace) -> dict[str, Any]:
     """The decoding parameters of parsed flags, `--greedy` applied, as `generate` of transformers takes them."""
     if values.greedy:
-        return {"do_sample": False, "num_beams": 1, "max_new_tokens": values.max_new_tokens}
+        return greedy_settings(values.max_new_tokens)
     settings = {name: getattr(values, name) for name in GENERATION}
     if not values.do_sample:
         settings = {name: value for name, value in settings.items() if name not in ("top_p", "temperature", "top_k")}
     return settings
+
+
+def greedy_settings(max_new_tokens: int) -> dict[str, Any]:
+    """The likeliest token at every step; the penalties are switched off, for a model may bring its own."""
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 def use_color(stream: TextIO) -> bool:
@@ -194,15 +205,16 @@ class Main(Protocol):
 
 def reports_errors(main: Main) -> Main:
     """Wraps a script's `main`: what a person can mend is one line and exit code 1, Ctrl-C is 130; anything else is a
-    bug and keeps its traceback. Under several processes, one of each machine speaks."""
+    bug and keeps its traceback."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
         except (ValueError, OSError) as error:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            rank = os.environ.get("LOCAL_RANK", "0")
+            where = "" if rank == "0" else f"[process {rank}] "
+            print(f"{where}error: {error}", file=sys.stderr, flush=True)
             return 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)

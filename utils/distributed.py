@@ -7,6 +7,7 @@ a device can compute in. Does not know models or data.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,13 +102,7 @@ def best_precision() -> Precision:
 
 def usable_cores() -> int:
     """Cores this process may run on: its affinity, and the quota of its cgroup if there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if quota_file.is_file():
-        quota, period = quota_file.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+    return min(len(_affinity()), _quota() or sys.maxsize)
 
 
 def set_threads() -> tuple[int, int]:
@@ -120,6 +115,26 @@ def set_threads() -> tuple[int, int]:
     share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if "OMP_NUM_THREADS" not in os.environ or share > 1:
         # The processes of a run start together and would take each other for strangers, so only a lone one measures.
-        busy = round(psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)) if share == 1 else 0
+        # Under a quota the cores are shared with strangers by design, and their load says nothing.
+        busy = _busy_cores() if share == 1 and _quota() is None else 0
         torch.set_num_threads(max(1, (cores - busy) // share))
     return torch.get_num_threads(), cores
+
+
+def _affinity() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _quota() -> int | None:
+    """Cores' worth of time that the cgroup (version 2) grants, at least 1; None for no limit."""
+    file = Path("/sys/fs/cgroup/cpu.max")
+    if not file.is_file():
+        return None
+    quota, period = file.read_text().split()
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def _busy_cores() -> int:
+    """How many of the allowed cores others keep busy, over half a second in which this process sleeps."""
+    load = psutil.cpu_percent(interval=0.5, percpu=True)
+    return round(sum(load[core] for core in _affinity() if core < len(load)) / 100)

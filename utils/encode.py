@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -35,6 +35,7 @@ class Tokenizer(Protocol):
     chat_template: Any
     all_special_tokens: list[str]
     all_special_ids: list[int]
+    added_tokens_decoder: Mapping[int, Any]
 
     def __call__(self, text: Any, *, add_special_tokens: bool, split_special_tokens: bool = False) -> Any: ...
     def decode(
@@ -104,7 +105,9 @@ def encode_rows(
             full, spans = _join(render(row.record, template, tokenizer), prefix, tokenizer)
         except ValueError as error:
             raise MaskError(f"{row.origin}: {error}") from error
-        kept, what = truncate(full, cutoff_len, truncation, len(prefix))
+        # A chat template writes its own BOS, which a cut prompt keeps as it keeps the tokenizer's.
+        head = len(prefix) or int(full[0][0] == tokenizer.bos_token_id)
+        kept, what = truncate(full, cutoff_len, truncation, head)
         result = Encoded(input_ids=kept[0], labels=kept[1], origin=row.origin, source=row.source)
         if what.startswith("longer than"):
             dropped[what] += 1
@@ -113,9 +116,15 @@ def encode_rows(
         else:
             truncated.update([what] if what else [])
             removed = len(full[0]) - len(kept[0]) if truncation == "prompt" else 0
-            prove(result, row, spans, template, tokenizer, prefix=prefix, removed=removed, cut=bool(what))
+            prove(result, row, spans, template, tokenizer, prefix=prefix, removal=(head, removed), cut=bool(what))
             encoded.append(result)
     return encoded, dropped, truncated
+
+
+def control_ids(tokenizer: Tokenizer) -> set[int]:
+    """The ids of control tokens; not of UNK, which stands for text."""
+    marked = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*tokenizer.all_special_ids, *marked} - {tokenizer.unk_token_id}  # pyright: ignore[reportReturnType]
 
 
 def encode_prompt(record: Any, template: Template, tokenizer: Tokenizer) -> list[int]:
@@ -165,7 +174,7 @@ def prove(
     tokenizer: Tokenizer,
     *,
     prefix: Sequence[int],
-    removed: int = 0,
+    removal: tuple[int, int] = (0, 0),
     cut: bool = False,
 ) -> None:
     """Checks one row's labels against its record; `MaskError` names the row and what is wrong.
@@ -179,24 +188,24 @@ def prove(
     Args:
         spans: [start, end) of each answer in the row before it was cut, with the token that ends it.
         prefix: what the tokenizer puts before a text.
-        removed: tokens that were cut from the prompt, after the prefix; the checks allow for exactly these.
+        removal: from where, and how many tokens were cut from the prompt; the checks allow for exactly these.
         cut: whether anything was cut, so that answers may be missing at the end.
     """
     ids, labels = encoded.input_ids, encoded.labels
     if encoded.num_targets == 0 or any(label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)):
         raise MaskError(f"{row.origin}: no token is trained, or a label differs from its token")
-    specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    specials = control_ids(tokenizer)
     doubled = next((a for a, b in zip(ids, ids[1:], strict=False) if a == b and a in specials), None)
     if doubled is not None:
         raise MaskError(f"{row.origin}: the control token {tokenizer.decode([doubled])!r} stands twice in a row")
     answers = _answers(row)
     if len(spans) != len(answers):
         raise MaskError(f"{row.origin}: {len(answers)} answers, but {len(spans)} trained spans")
-    shown = 0
+    (head, removed), shown = removal, 0
     for prompt, answer, (start, end) in zip(prompts_of(row.record), answers, spans, strict=True):
-        begin, stop = max(start - removed, len(prefix)), min(end - removed, len(ids))
+        begin, stop = start - removed, min(end - removed, len(ids))
         sent = _prompt_ids(prompt, template, tokenizer, prefix)
-        sent = sent[: len(prefix)] + sent[len(prefix) + removed :]
+        sent = sent[:head] + sent[head + removed :]
         if sent[: len(ids)] != ids[:begin]:
             raise MaskError(
                 f"{row.origin}: the prompt differs from what inference sends: {_show(sent, ids[:begin], tokenizer)}"
@@ -211,11 +220,11 @@ def prove(
 
 def _prove_answer(ids: Sequence[int], answer: str, row: Row, tokenizer: Tokenizer) -> None:
     *text, end = ids
-    if end not in tokenizer.all_special_ids:
+    if end not in control_ids(tokenizer):
         raise MaskError(
             f"{row.origin}: the answer does not end with a control token, but with {tokenizer.decode([end])!r}"
         )
-    if set(text) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
+    if set(text) & control_ids(tokenizer):
         raise MaskError(f"{row.origin}: a control token stands inside the answer {answer!r}")
     decoded = tokenizer.decode(text, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     # Some tokenizers cannot write every text exactly: SentencePiece may fold spaces, others normalise characters. What

@@ -18,11 +18,10 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def require_reachable(name: str) -> None:
-    """Returns if `name` is a directory with a model, is cached, or its hub answers.
-
-    Asks once, within five seconds: the hub's own client would retry for half a minute before it says that there is no
-    network. Where only the cache is left, the client is set to offline, for the same reason.
+def require_reachable(name: str) -> bool:
+    """Returns if `name` is a directory with a model, is cached, or its hub answers; True if only the cache is left, so
+    that the hub's client need not be asked: it would retry for half a minute before it says that there is no network.
+    Asks once, within five seconds.
 
     Raises:
         FileNotFoundError: `name` is a path, and nothing is there.
@@ -34,7 +33,7 @@ def require_reachable(name: str) -> None:
             raise FileNotFoundError(
                 f"{name} is a directory without a config.json, so it is not a model that transformers can load"
             )
-        return
+        return False
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"there is no model directory {name}")
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
@@ -42,7 +41,8 @@ def require_reachable(name: str) -> None:
         if not _is_cached(name):
             reason = "HF_HUB_OFFLINE is set" if offline else f"{endpoint()} does not answer from here"
             raise ConnectionError(advice(name, f"{reason}, and it is not in the cache"))
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        return True
+    return False
 
 
 def advice(name: str, reason: str) -> str:

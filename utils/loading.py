@@ -68,20 +68,20 @@ class Base:
 
     def config(self) -> Any:
         """The configuration. Raises `OSError` (with advice) or `ValueError` where it cannot be had."""
-        hub.require_reachable(self.name)
+        origin = self._origin()
         from transformers import AutoConfig
 
         with _hub_errors(self.name):
-            return AutoConfig.from_pretrained(self.name, **self._origin())
+            return AutoConfig.from_pretrained(self.name, **origin)
 
     def tokenizer(self, directory: Path | None = None) -> Any:
         """The tokenizer, with the row's control tokens where its own are missing or blank, and a pad token; the one
         that a run saved, if its directory is given."""
-        if directory is None:
-            hub.require_reachable(self.name)
+        name = str(directory or self.name)
+        saved: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        origin = self._origin() if directory is None else saved
         from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-        name, origin = (self.name, self._origin()) if directory is None else (str(directory), {})
         with _hub_errors(name):
             declared = get_tokenizer_config(name, **origin)
             blank = {role: token for role, token in self.spec.control_tokens.items() if declared.get(role) == ""}
@@ -106,8 +106,11 @@ class Base:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the configuration and of the names and shapes of the tensors; not of their values."""
-        volatile = ("_name_or_path", "transformers_version", "use_cache", "dtype", "quantization_config")
-        facts = {name: value for name, value in self.config().to_dict().items() if name not in volatile}
+        from transformers import PreTrainedConfig
+
+        # As the file has it: what a version of transformers adds by default would change the sum.
+        facts, _ = PreTrainedConfig.get_config_dict(self.name, **self._origin())
+        facts = {name: value for name, value in facts.items() if not name.startswith("_")}
         shapes = {name: list(parameter.shape) for name, parameter in self.empty().named_parameters()}
         return hashlib.sha256(json.dumps([facts, shapes], sort_keys=True, default=str).encode()).hexdigest()
 
@@ -119,7 +122,7 @@ class Base:
             OSError: the weights cannot be had.
         """
         check_supported(self.spec, self.quantization_bit)
-        hub.require_reachable(self.name)
+        origin = self._origin()
         import transformers
 
         quantization = _quantization(self.quantization_bit, self.precision)
@@ -128,7 +131,7 @@ class Base:
                 self.name,
                 dtype=DTYPES[self.precision],
                 device_map={"": str(self.device)} if quantization or self.device.type == "cuda" else None,
-                **self._origin(),
+                **origin,
                 **({"quantization_config": quantization} if quantization else {}),
             )
         if not quantization:
@@ -139,7 +142,13 @@ class Base:
         return model
 
     def _origin(self) -> dict[str, Any]:
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        """Where and how to look, after making sure that there is something to find."""
+        only_cached = hub.require_reachable(self.name)
+        return {
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            **({"local_files_only": True} if only_cached else {}),
+        }
 
 
 def _tokenizer_class(declared: str | None, default: str) -> Any:
@@ -233,26 +242,27 @@ def attach_lora(model: Any, target_modules: Sequence[str], *, r: int, alpha: int
 def linear_names(model: nn.Module) -> list[str]:
     """The last parts of the names of all linear layers but the head, sorted."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
-        }
-    )
+    return sorted({name.rpartition(".")[2] for name, layer in _linear_layers(model) if layer is not head})
 
 
 def check_targets(model: nn.Module, target_modules: Sequence[str]) -> None:
     """`ValueError` for a target that names no linear layer."""
     if list(target_modules) == ["all-linear"]:
         return
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name, _ in _linear_layers(model)]
     for target in target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise ValueError(
                 f"--lora_target_modules {target}: no linear layer of this model has that name. "
                 f"It has: {', '.join(linear_names(model))} (or all-linear)"
             )
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """GPT-2's `Conv1D` is a linear layer with its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
 
 
 def load_adapter(model: Any, directory: Path) -> Any:

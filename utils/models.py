@@ -123,6 +123,8 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
 )
 
 DEFAULT_MODEL = "tiny"
+SIZED_MODEL = "llama"
+"""What `--size` means where no family is named: the seeds' first commands knew only this one."""
 
 
 def get_model(name: str) -> ModelSpec:

@@ -25,12 +25,10 @@ class Progress(TrainerCallback):
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
-        self._started = self._first_step = self._first_tokens = 0.0
+        self._started, self._first_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started, self._first_step = time.perf_counter(), state.global_step
-        logged = [entry["trained_tokens"] for entry in state.log_history if "trained_tokens" in entry]
-        self._first_tokens = logged[-1] if logged else 0
         if distributed.is_main() and sys.stderr.isatty():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
@@ -45,12 +43,12 @@ class Progress(TrainerCallback):
             self._write(f"step {state.global_step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}")
         if "learning_rate" not in logs:
             return
-        seconds = time.perf_counter() - self._started
-        rate = (logs["trained_tokens"] - self._first_tokens) / seconds
+        rate = logs["trained_tokens_per_second"]
         figures = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {rate:,.0f} trained tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(figures)
             return
+        seconds = time.perf_counter() - self._started
         left = seconds / max(1, state.global_step - self._first_step) * (state.max_steps - state.global_step)
         self._write(f"step {state.global_step}/{state.max_steps}  {figures}  {duration(left)} left")
 

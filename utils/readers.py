@@ -9,7 +9,9 @@ names the file, the row, the key and what was expected.
 from __future__ import annotations
 
 import csv
+import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +58,11 @@ def read_rows(path: Path, *, answered: bool = True) -> tuple[list[Row], str]:
         origin = f"{path} {where}"
         if not isinstance(raw, Mapping):
             raise ValueError(f"{origin}: expected an object with instruction, input and output, found {_kind(raw)}")
-        if not answered and "instruction" in raw:
-            raw = {"output": "", **raw}
+        if not answered:
+            raw = _with_empty_answer(raw)
         shape = shape if shape and set(SHAPES[shape].keys) <= raw.keys() else _recognise(raw, origin)
         record = SHAPES[shape].to_record(_required(raw, SHAPES[shape], origin))
-        _check(record, origin)
+        _check(record, origin, answered=answered)
         rows.append(Row(record=record, origin=origin))
     if not rows:
         raise ValueError(f"{path} holds no records: the file is empty")
@@ -109,18 +111,19 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_d
 
 def _read_json(path: Path) -> list[RawRow]:
     """A JSON array, or one JSON object a line (some sets call JSON Lines `.json`)."""
-    text = _read_text(path).lstrip()
+    text = _read_text(path)
     if not text.strip():
         return []
-    if text.startswith("["):
-        return _read_array(text, path)
+    if text.lstrip().startswith("["):
+        return _read_array(text.lstrip(), path)
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also cut at U+2028 inside a string
         if line.strip():
             try:
                 rows.append((f"line {number}", _DECODER.decode(line)))
             except ValueError as error:
-                raise ValueError(f"{path} line {number}: broken JSON ({error})") from error
+                hint = "; one object over several lines belongs in [ ]" if line.strip() == "{" else ""
+                raise ValueError(f"{path} line {number}: broken JSON ({error}){hint}") from error
     return rows
 
 
@@ -137,6 +140,8 @@ def _read_array(text: str, path: Path) -> list[RawRow]:
         at = _skip_space(text, at)
         if text[at : at + 1] == ",":
             at = _skip_space(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise ValueError(f"{path} row {len(rows)}: broken JSON (a comma follows the last row)")
         elif text[at : at + 1] != "]":
             what = "the file ends here" if at >= len(text) else f"found {text[at]!r}"
             raise ValueError(f"{path} row {len(rows)}: broken JSON (after it a comma or ] was expected, {what})")
@@ -152,12 +157,18 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _read_table(path: Path, delimiter: str) -> list[RawRow]:
-    lines = _read_text(path).splitlines(keepends=True)
+    csv.field_size_limit(sys.maxsize)  # csv's own 131,072 characters are fewer than some answers have
     try:
-        table = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        table = csv.DictReader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+        rows = list(table)
+        wide = next((number for number, row in enumerate(rows, start=1) if None in row), None)
+        if wide is not None:
+            raise ValueError(
+                f"{path} row {wide}: more cells than the header has columns; quote a cell that holds {delimiter!r}"
+            )
         return [
             (f"row {number}", {k: v for k, v in row.items() if v is not None})
-            for number, row in enumerate(table, start=1)
+            for number, row in enumerate(rows, start=1)
         ]
     except csv.Error as error:
         raise ValueError(f"{path}: broken table ({error})") from error
@@ -237,6 +248,11 @@ def _recognise(raw: Mapping[str, Any], origin: str) -> str:
     raise ValueError(f"{origin}: its keys are {', '.join(map(str, raw)) or '(none)'}; a record has one of: {known}")
 
 
+def _with_empty_answer(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    missing = [keys[1] for keys in (s.keys for s in SHAPES.values()) if len(keys) == 2 and keys[0] in raw]
+    return {**dict.fromkeys(missing, ""), **raw}
+
+
 def _required(raw: Mapping[str, Any], shape: Shape, origin: str) -> Mapping[str, Any]:
     for key in shape.keys:
         if raw[key] is None:
@@ -244,7 +260,7 @@ def _required(raw: Mapping[str, Any], shape: Shape, origin: str) -> Mapping[str,
     return raw
 
 
-def _check(record: Mapping[str, Any], origin: str) -> None:
+def _check(record: Mapping[str, Any], origin: str, *, answered: bool) -> None:
     """Every field is text that can be written as UTF-8, and a dialogue's turns are in an order that can be trained."""
     if "conversation" not in record:
         for key, value in record.items():
@@ -262,6 +278,8 @@ def _check(record: Mapping[str, Any], origin: str) -> None:
         _check_text(turn.get("content"), f"{origin}: the content of turn {number}")
     roles = [turn["role"] for turn in turns]
     spoken = roles[1:] if roles[0] == "system" else roles
+    if not answered and spoken[-1:] == ["user"]:
+        spoken = [*spoken, "assistant"]
     if spoken != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
         raise ValueError(
             f"{origin}: the turns are {', '.join(roles)}; after an optional system turn, user and assistant must "

@@ -37,6 +37,8 @@ class Ledger:
     """Rows by reason."""
     truncated: Counter[str] = field(default_factory=Counter)
     """Kept rows by what was cut."""
+    notes: list[str] = field(default_factory=list)
+    """What was decided otherwise than asked."""
 
     def check(self) -> None:
         """`AssertionError` if a row is unaccounted for."""
@@ -56,7 +58,7 @@ class Ledger:
             lines.append(f"added by *W {self.repeated:,}")
         lines += [f"dropped {count:,}: {reason}" for reason, count in sorted(self.dropped.items())]
         lines += [f"truncated {count:,}: {what}" for what, count in sorted(self.truncated.items())]
-        return lines
+        return [*lines, *self.notes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,12 @@ def load(
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.dropped.items())
         raise ValueError(f"all {ledger.read} rows were dropped ({reasons}); nothing is left to train on")
-    train, validation = split(kept, validation_rows(len(kept), val_set_size), seed)
+    num_validation = validation_rows(len(kept), val_set_size)
+    if val_set_size is not None and val_set_size >= 1 and num_validation < val_set_size:
+        ledger.notes.append(
+            f"--val_set_size {val_set_size:g} would take more than half of the rows: {num_validation} are held out"
+        )
+    train, validation = split(kept, num_validation, seed)
     ledger.validation = len(validation)
     copies = [row for row in train for _ in range(repeats[row.source] - 1)]
     ledger.repeated = len(copies)

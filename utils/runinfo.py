@@ -19,8 +19,22 @@ NAME = "run.json"
 FORMAT = 1
 SAVED_MODELS = Path("saved_models")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
-# What a directory holds once a run has written to it.
-TRACES = (NAME, "adapter_config.json", "checkpoint-*")
+# What a run writes: the first ones show that a directory holds a run, all of them are a run's to delete.
+TRACES = (NAME, "adapter_config.json", "training_log.jsonl", "checkpoint-*")
+FILES = (
+    *TRACES,
+    "adapter_model.safetensors",
+    "README.md",
+    "loss.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +134,13 @@ def has_run(directory: Path) -> bool:
 
 
 def clear(directory: Path) -> None:
-    """Deletes what a run wrote; `ValueError` for a directory that holds anything but a run."""
-    if not directory.exists():
-        return
-    if any(directory.iterdir()) and not has_run(directory):
-        raise ValueError(f"{directory} is not empty and holds no run: nothing was deleted; choose another --output_dir")
-    shutil.rmtree(directory)
+    """Deletes what a run wrote to `directory`, `run.json` first; files of other names stay."""
+    for pattern in FILES:
+        for path in directory.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The last announcement counts: a chain of reasoning may state partial answers on its way.
+# The last announcement counts: a chain of reasoning may state partial answers on its way. A letter is an option only in
+# upper case and alone: "the answer is a dog" announces none.
 ANSWER = re.compile(
-    r"(?:answer\s*(?:is\s*:?|:)|答案\s*[是为：:]+)\s*[(（]?\s*(?P<answer>-?\d[\d,]*(?:\.\d+)?|[A-H]\b|yes\b|no\b)",
-    re.IGNORECASE,
+    r"(?:(?i:answer)\s*(?:(?i:is)\s*:?|:)|答案\s*[是为：:]+)[\s*(（\"“]*"
+    r"(?P<answer>-?\d[\d,]*(?:\.\d+)?|[A-H](?![A-Za-z])|(?i:yes|no)(?![A-Za-z]))"
 )
 Z_95 = 1.959963984540054
 
@@ -44,13 +45,16 @@ class Accuracy:
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer that `text` announces last, in lower case and without thousands separators; None where there is none.
+    """The answer that `text` announces last, in lower case, numbers in their shortest form; None where there is none.
 
     >>> extract_answer("3+4→7. So the answer is 7."), extract_answer("所以答案是7。"), extract_answer("seven")
     ('7', '7', None)
     """
     found = [match["answer"] for match in ANSWER.finditer(text)]
-    return found[-1].lower().replace(",", "") if found else None
+    if not found:
+        return None
+    last = found[-1].lower().replace(",", "")
+    return re.sub(r"\.0+$|(?<=\.\d)0+$", "", last)
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> Accuracy:

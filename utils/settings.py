@@ -68,7 +68,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--val_set_size",
         type=cli.rows_or_share,
-        help="rows, or a share below 1, held out for validation; 0: none (default: a tenth, at most 2,000)",
+        help="rows, or a share below 1, held out for validation; 0: none; lowered to a tenth where it would take "
+        "more than half (default: the family's, or a tenth, at most 2,000)",
     )
     add("--cutoff_len", type=cli.positive_int, help=f"the most tokens of a row {FROM_ROW}")
     add(
@@ -127,7 +128,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--logging_steps",
         type=cli.positive_int,
-        help="optimizer steps between log lines (default: a hundredth, at most 20)",
+        help="optimizer steps between log lines (default: a fiftieth of the run, at most 20)",
     )
     add("--eval_steps", type=cli.positive_int, help="optimizer steps between validations (default: a tenth of the run)")
     add("--save_steps", type=cli.positive_int, help="optimizer steps between checkpoints (default: a tenth of the run)")
@@ -154,24 +155,30 @@ def resolve(values: argparse.Namespace) -> Settings:
     resolved: dict[str, Any] = {
         name: row[name] if value is None and name in row else value for name, value in vars(values).items()
     }
-    resolved["model_name_or_path"] = values.model_name_or_path or checkpoint_of(values.model_type, spec, values.size)
+    model = values.model_name_or_path or checkpoint_of(values.model_type, spec, values.size)
+    # The run may be opened from another folder, so a directory is kept by its full path.
+    resolved["model_name_or_path"] = str(Path(model).resolve()) if Path(model).is_dir() else model
     resolved["output_dir"] = values.output_dir or runinfo.default_directory(
         resolved["model_name_or_path"], catalog.mixture_name(resolved["data"])
     )
     return Settings(**{field.name: resolved[field.name] for field in fields(Settings)})
 
 
-def check_output(directory: Path, *, overwrite: bool, resume: bool) -> None:
-    """`ValueError` if `directory` holds something that must not be lost, or nothing to resume."""
-    if overwrite and resume:
+def check_output(directory: Path, *, overwrite: bool, resume: str | None) -> None:
+    """`ValueError` if `directory` holds something that must not be lost, or nothing to resume.
+
+    Args:
+        resume: `--resume_from_checkpoint`: None, a checkpoint, or empty for the newest of `directory`.
+    """
+    if overwrite and resume is not None:
         raise ValueError("--overwrite deletes what --resume_from_checkpoint would go on with: choose one of them")
     if not directory.exists() or not any(directory.iterdir()):
-        if resume:
+        if resume == "":
             raise ValueError(f"--resume_from_checkpoint: {directory} holds no run to go on with")
         return
     if not runinfo.has_run(directory):
         raise ValueError(f"--output_dir {directory} is not empty and holds no run: choose another")
-    if not (overwrite or resume):
+    if not (overwrite or resume is not None):
         raise ValueError(
             f"{directory} already holds a run: --overwrite deletes it, --resume_from_checkpoint goes on with it, "
             "--output_dir names another"

@@ -53,6 +53,7 @@ class ChatTokenizer(Protocol):
 
     chat_template: Any
     all_special_tokens: list[str]
+    added_tokens_decoder: Mapping[int, Any]
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
@@ -116,6 +117,19 @@ def render_prompt(record: Record, template: Template, tokenizer: ChatTokenizer) 
     if "conversation" in record:
         return _render_dialogue(record["conversation"], template)
     return [Segment(text=_render_instruction(record, template))]
+
+
+def without_answer(record: Record) -> Record:
+    """The record as a question: without its output, or without the assistant's last turn."""
+    if "conversation" not in record:
+        return {"instruction": record["instruction"], "input": record.get("input", "")}
+    turns = record["conversation"]
+    return {"conversation": turns[:-1] if turns[-1]["role"] == "assistant" else turns}
+
+
+def last_answer(record: Record) -> str:
+    """The output, or the assistant's last turn."""
+    return record["conversation"][-1]["content"] if "conversation" in record else record["output"]
 
 
 def prompts_of(record: Record) -> list[Record]:
@@ -191,7 +205,7 @@ def _chat_segments(
         is_target = message["role"] == "assistant"
         # The control token that the template writes after an answer is what stops generation: it is trained. Where
         # the template writes none, EOS is added.
-        end = next((token for token in tokenizer.all_special_tokens if token and after.startswith(token)), "")
+        end = next((token for token in control_tokens(tokenizer) if after.startswith(token)), "")
         segments.append(Segment(text=content, is_target=is_target, ends_turn=is_target and not end))
         if is_target and end:
             segments.append(Segment(text=end, is_target=True, has_control=True))
@@ -200,7 +214,17 @@ def _chat_segments(
     return [segment for segment in segments if segment.text or segment.is_target]
 
 
+def control_tokens(tokenizer: ChatTokenizer) -> list[str]:
+    """The texts of all control tokens, longest first: those with a role (EOS, …), and those that are merely marked as
+    special, such as Phi-3's `<|end|>`."""
+    marked = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*tokenizer.all_special_tokens, *marked} - {""}, key=len, reverse=True)
+
+
 def _apply(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> str:
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+        )
+    except Exception as error:  # a template is a program: it can raise anything, "system role not supported" for one
+        raise ValueError(f"this chat template refuses the conversation ({error}); use --template alpaca") from error

@@ -10,6 +10,7 @@ the rows named.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -79,7 +80,7 @@ def training_arguments(
     report_to: Sequence[str],
 ) -> TrainingArguments:
     """Trainer's arguments: ours, and what we switch off because we do it ourselves."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps.total,
         per_device_train_batch_size=per_device_batch_size,
@@ -105,6 +106,10 @@ def training_arguments(
         report_to=list(report_to),
         disable_tqdm=True,
     )
+    # One process uses one device. On a box with several GPUs Trainer would wrap the model in DataParallel, which splits
+    # batches behind our back; several GPUs are what torchrun is for.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class NotFiniteError(ValueError):
@@ -128,6 +133,7 @@ class SupervisedTrainer(Trainer):
     ) -> None:
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.trained_tokens = 0
+        self._session = (time.perf_counter(), 0)
         self.lora_model = model
         self._head = HeadAtTargets(model)
         self._pad_id, self._steps = pad_id, steps
@@ -217,8 +223,11 @@ class SupervisedTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the trained tokens so far to every log line."""
-        super().log({**logs, "trained_tokens": self.trained_tokens}, start_time)
+        """Adds the trained tokens so far, and their rate since this process began, to every log line."""
+        started, tokens = self._session
+        rate = (self.trained_tokens - tokens) / (time.perf_counter() - started)
+        figures = {"trained_tokens": self.trained_tokens, "trained_tokens_per_second": round(rate, 1)}
+        super().log({**logs, **figures}, start_time)
 
     def final_metrics(self) -> dict[str, float]:
         """Loss of the last logged steps, and of the validation rows where there are any."""
@@ -235,6 +244,18 @@ class SupervisedTrainer(Trainer):
         """Draws the batches of `epoch`."""
         self._batches.set_epoch(epoch)
 
+    def catch_up(self, state: Any) -> None:
+        """Puts a resumed run where this plan has its step: the checkpoint brings back the learning rate and the
+        intervals of the plan it was saved under, which may have been a shorter one."""
+        self.trained_tokens = self._batches.targets_before(state.global_step)
+        self._session = (time.perf_counter(), self.trained_tokens)
+        state.compute_steps(self.args, state.max_steps)
+        scheduler: Any = self.lr_scheduler
+        rates = [peak * learning_rate_factor(state.global_step, self._steps) for peak in scheduler.base_lrs]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
@@ -245,7 +266,12 @@ class SupervisedTrainer(Trainer):
         gradient is not finite. Called before the optimizer steps."""
         losses = [loss for loss, _ in self._seen]
         finite = torch.isfinite(torch.stack(losses)).all()
-        if self.accelerator.scaler is None:  # a scaler of fp16 meets infinite gradients by design, and skips that step
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            # fp16's scaler meets infinite gradients by design: it skips that step and halves its scale. Below 1 the
+            # gradients overflow whatever it does.
+            finite = finite & (scaler.get_scale() >= 1.0)
+        else:
             gradients = [p.grad for p in self.lora_model.parameters() if p.grad is not None]
             finite = finite & torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         flag = finite.float()
@@ -275,8 +301,7 @@ class _Guard(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        logged = [entry["trained_tokens"] for entry in state.log_history if "trained_tokens" in entry]
-        self._trainer.trained_tokens = logged[-1] if logged else 0
+        self._trainer.catch_up(state)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # accelerate drops set_epoch from a loader that skips to a resumed step; the step tells the epoch just as well.
