@@ -219,6 +219,59 @@ def test_a_second_run_over_the_first(
     assert [round(x) for x in (len(losses(output)),)] == [4]
 
 
+def test_overwriting_deletes_nothing_before_the_new_run_can_begin(
+    llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from utils.loading import Base
+
+    output, short = tmp_path / "run", ["--max_steps", "1", "--val_set_size", "0"]
+    assert finetune(llama_base, records_file, output, *short) == 0
+    (output / "notes.txt").write_text("mine")
+    before = {path.name for path in output.iterdir()}
+
+    def fails_to_load(self: Any) -> Any:
+        raise OSError("no weights here")
+
+    monkeypatch.setattr(Base, "load", fails_to_load)
+    assert finetune(llama_base, records_file, output, *short, "--overwrite") == 1
+    assert "no weights here" in capsys.readouterr().err
+    assert {path.name for path in output.iterdir()} == before
+    monkeypatch.undo()
+    assert finetune(llama_base, records_file, output, *short, "--overwrite") == 0
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_stopped_at_once_can_be_overwritten(
+    llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utils.training import SupervisedTrainer
+
+    def interrupted(self: Any, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SupervisedTrainer, "training_step", interrupted)
+    output, short = tmp_path / "run", ["--max_steps", "1", "--val_set_size", "0"]
+    assert finetune(llama_base, records_file, output, *short) == 130
+    monkeypatch.undo()
+    assert finetune(llama_base, records_file, output, *short, "--overwrite") == 0
+
+
+def test_a_resumed_run_is_unfinished_until_it_is_verified_again(
+    llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utils.training import SupervisedTrainer
+
+    output, common = tmp_path / "run", ["--save_steps", "1", "--val_set_size", "0"]
+    assert finetune(llama_base, records_file, output, *common, "--max_steps", 1) == 0
+
+    def interrupted(self: Any, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SupervisedTrainer, "training_step", interrupted)
+    assert finetune(llama_base, records_file, output, *common, "--max_steps", 2, "--resume_from_checkpoint") == 130
+    assert not (output / "run.json").exists()
+
+
 def test_a_preview_and_a_dry_run_write_nothing(
     llama_base: Path, records_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,6 +421,48 @@ def test_a_template_that_changed_since_training_is_refused(
     assert generate.main(asked) == 1
     assert "is no longer the one that" in capsys.readouterr().err
     assert generate.main([*asked, "--template", "alpaca"]) == 0
+
+
+def test_a_run_of_the_bundled_base_from_another_place_is_opened(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from conftest import TINY_BASE
+
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    run = json.loads((moved / "run.json").read_text())
+    run["settings"]["model_name_or_path"] = "/another/machine/base"
+    (moved / "run.json").write_text(json.dumps(run))
+    asked = ["--lora_dir", str(moved), "--instruction", "Hi", "--greedy", "--max_new_tokens", "2"]
+    assert generate.main(asked) == 1
+    assert "/another/machine/base, is not on this machine: name its place here" in capsys.readouterr().err
+    assert generate.main([*asked, "--model_name_or_path", runinfo.read(finished).base]) == 0
+    run["settings"]["model_type"] = "tiny"  # the bundled base is where the repository is; here it is another one
+    (moved / "run.json").write_text(json.dumps(run))
+    capsys.readouterr()
+    assert generate.main(asked) == 1
+    assert f"{TINY_BASE} is not the base that" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_before_it_decodes(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    test = tmp_path / "test.json"
+    test.write_text(
+        json.dumps([{"instruction": "1+1?", "output": "The answer is 2."}, {"instruction": "a", "output": "b"}])
+    )
+    asked = ["--lora_dir", finished, "--data", test]
+    fails(asked, "test.json row 2: its answer announces nothing to compare with", capsys, main=evaluate.main)
+    test.write_text(json.dumps([{"instruction": "1+1?", "output": "The answer is 2."}]))
+    fails([*asked, "--output", test], "it exists already, or its folder does not", capsys, main=evaluate.main)
+    fails([*asked, "--output", tmp_path / "no" / "x"], "its folder does not", capsys, main=evaluate.main)
+
+
+def test_evaluate_takes_dialogues(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "The answer is 2."}]
+    (tmp_path / "test.json").write_text(json.dumps([{"conversation": turns}]))
+    asked = ["--lora_dir", finished, "--data", tmp_path / "test.json", "--show", 1, "--max_new_tokens", 2]
+    assert evaluate.main([str(argument) for argument in asked]) == 0
+    assert "question: 1+1?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
