@@ -62,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils import assistant, distributed, loading
 
     loading.quiet_libraries()
-    from transformers import set_seed
-
     distributed.set_threads()
     directory = flags.lora_dir or assistant.find_run(model_type, data, checkpoint)
     opened = assistant.open_run(
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"{directory}: {opened.run.model_type} on {' '.join(opened.run.data)}", file=sys.stderr)
     settings = cli.generation_settings(flags)
-    set_seed(flags.seed)
+    distributed.seed(flags.seed)
     for number, record in enumerate(questions):
         if flags.prompts_file:
             print(f"{chr(10) if number else ''}### {to_messages(record)[-1]['content']}")

@@ -171,12 +171,10 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
 
 def make_trainer(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps) -> SupervisedTrainer:
     """The base with a fresh adapter, in a trainer."""
-    from transformers import set_seed
-
     from utils import distributed, loading, progress, training
 
     chosen.output_dir.mkdir(parents=True, exist_ok=True)
-    set_seed(chosen.seed)  # the adapter starts alike in every process
+    distributed.seed(chosen.seed)  # the adapter starts alike in every process
     model = loading.attach_lora(
         base.load(), chosen.lora_target_modules, r=chosen.lora_r, alpha=chosen.lora_alpha, dropout=chosen.lora_dropout
     )

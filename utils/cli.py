@@ -26,7 +26,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str | None) -> None:
         title, _, epilog = (doc or "").partition("\n\n")
         super().__init__(
-            description=title, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+            description=title,
+            epilog=epilog,
+            usage="%(prog)s [flags]",  # thirty lines of usage would hide the error that follows them
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:

@@ -100,6 +100,13 @@ def best_precision() -> Precision:
     return "fp32"
 
 
+def seed(value: int) -> None:
+    """Seeds every generator that a run draws from: Python's, NumPy's and torch's, on every device."""
+    from transformers import set_seed
+
+    set_seed(value)
+
+
 def usable_cores() -> int:
     """Cores this process may run on: its affinity, and the quota of its cgroup if there is one."""
     return min(len(_affinity()), _quota() or sys.maxsize)

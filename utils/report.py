@@ -77,7 +77,11 @@ def plot_loss(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.5)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per trained token)")
-    axes.set_ylim(bottom=0)
+    losses = [entry[key] for entry in log for key in ("loss", "eval_loss") if key in entry]
+    if losses and 0 < 20 * min(losses) < max(losses):
+        axes.set_yscale("log")  # a small loss would lie on the axis
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
