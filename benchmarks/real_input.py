@@ -41,7 +41,7 @@ def make_base(directory: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The main job on real records.")
-    parser.add_argument("--max_steps", type=int, default=40)
+    parser.add_argument("--max_steps", type=int, default=40, help="optimizer steps of 32 rows")
     steps = parser.parse_args().max_steps
     if not DATA.is_dir():
         sys.exit(f"the real data is not here ({DATA}); set ALPACA_COT_REAL_DATA")
@@ -52,9 +52,9 @@ def main() -> int:
         start = time.perf_counter()
         environment.run(
             *["uniform_finetune.py", "--model_type", "llama", "--model_name_or_path", base, "--data", *files],
-            *["--lora_target_modules", "all-linear", "--learning_rate", "3e-3", "--max_steps", steps],
-            *["--per_gpu_train_batch_size", 8, "--gradient_accumulation_steps", 8, "--val_set_size", 100],
-            *["--output_dir", output, "--logging_steps", 1],
+            *["--lora_target_modules", "all-linear", "--learning_rate", "5e-3", "--max_steps", steps],
+            *["--per_gpu_train_batch_size", 8, "--gradient_accumulation_steps", 4, "--val_set_size", 64],
+            *["--output_dir", output, "--logging_steps", 1, "--eval_steps", steps, "--save_steps", steps],
         )
         seconds = time.perf_counter() - start
         run = json.loads((output / "run.json").read_text())
@@ -64,7 +64,7 @@ def main() -> int:
         assert {s["name"].rsplit("/")[-1].removesuffix(".json"): s["rows"] for s in run["sources"]} == SETS
         dropped = sum(ledger["dropped"].values())
         assert ledger["read"] == sum(SETS.values()) == ledger["trained"] + ledger["validation"] + dropped
-        assert losses[-1] < losses[0] - 1, losses
+        assert losses[-1] < losses[0] - 0.5, losses
         answer = environment.run(
             *["generate.py", "--lora_dir", output, "--greedy", "--max_new_tokens", 16],
             *["--instruction", "Could the members of The Police perform lawful arrests?"],
