@@ -34,6 +34,7 @@ install: $(VENV)/installed
 $(VENV)/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; make PYTHON=... names another')"
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch, transformers and the rest; a minute or more, by the network"
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
 	@touch $@
 
