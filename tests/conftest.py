@@ -123,3 +123,34 @@ def run_script(tmp_path: Path) -> RunScript:
         )
 
     return run
+
+
+FLAGS = [
+    "--model_type",
+    "llama",
+    "--learning_rate",
+    "1e-2",
+    "--lora_dropout",
+    "0",
+    "--lora_target_modules",
+    "all-linear",
+]
+
+
+def finetune(base: Path, data: Path, output: Path, *more: object) -> int:
+    """Runs `uniform_finetune.py` in this process and returns its exit code."""
+    arguments = [*FLAGS, "--model_name_or_path", base, "--data", data, "--output_dir", output, *more]
+    import uniform_finetune
+
+    return uniform_finetune.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def finished(llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a random base: two epochs, validation, three checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = folder / "records.json"
+    data.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8")
+    shape = ["--per_gpu_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--epochs", 2, "--val_set_size", 2]
+    assert finetune(llama_base, data, folder / "run", *shape) == 0
+    return folder / "run"
