@@ -166,6 +166,14 @@ def test_what_fits_is_left_alone(excess: int) -> None:
     assert truncate(row, 3 - excess, "drop", 1) == (row, "")
 
 
+def test_a_cut_prompt_keeps_its_last_token_at_least() -> None:
+    row = ([1, 11, 12, 13, 7, 2], [IGNORED] * 4 + [7, 2])
+    assert truncate(row, 4, "prompt", 1) == (([1, 13, 7, 2], [IGNORED, IGNORED, 7, 2]), "prompt cut from the left")
+    kept, what = truncate(row, 3, "prompt", 1)
+    assert kept == row
+    assert what == "longer than --cutoff_len 3 even without its prompt"
+
+
 def proof_of(record: Any, tokenizer: Any) -> tuple[Row, Encoded, list[tuple[int, int]]]:
     (row,) = rows(record)
     (encoded,) = encode_all([record], ALPACA, tokenizer)

@@ -1,10 +1,11 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from conftest import RECORDS
+from transformers import TrainerCallback
 
 from utils.batching import pad
 from utils.encode import IGNORED, Encoded, encode_rows
@@ -154,14 +155,27 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(llama_base: Path, encode
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
 
 
+class SteppedAt(TrainerCallback):
+    """Notes the learning rate that each optimizer step really takes."""
+
+    rates: ClassVar[list[float]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.rates.append(others["optimizer"].param_groups[0]["lr"])
+
+
 def test_a_longer_run_goes_on_with_its_own_rate_and_intervals(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
     make_trainer(llama_base, encoded[:7], tmp_path / "run", total=4, saving=2).train()
-    longer = make_trainer(llama_base, encoded[:7], tmp_path / "run", total=8, saving=1)
+    SteppedAt.rates.clear()
+    longer = make_trainer(llama_base, encoded[:7], tmp_path / "run", total=8, saving=1, callbacks=[SteppedAt()])
     longer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     rates = {entry["step"]: entry["learning_rate"] for entry in longer.state.log_history if "loss" in entry}
     assert all(rates[step] > 0 for step in (5, 6, 7, 8)), "a resumed run does not begin where the shorter one ended"
     assert rates[5] > rates[6] > rates[7] > rates[8]
     assert (tmp_path / "run" / "checkpoint-7").is_dir()
+    assert longer.optimizer.param_groups[0]["lr"] == 0, "the schedule has ended"
+    first = SteppedAt.rates[0]
+    assert first == pytest.approx(rates[5]), "the first resumed step was taken at the rate that was logged"
     assert longer.trained_tokens == 4 * sum(row.num_targets for row in encoded[:7])
 
 
