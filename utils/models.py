@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
-    """What a training flag means when it is not given. The values are the seeds'; a row may bring its own."""
+    """What a training flag means when it is not given. The values are the original project's; a row may bring others."""
 
     data: str = "alpaca"
     val_set_size: float | None = None
@@ -85,7 +85,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
                 lora_dropout=0.0,
             ),
         ),
-        # The ids of the seeds; decapoda-research has since left the hub, so a local path or a mirror is needed.
+        # The ids of the original project; decapoda-research has since left the hub, so a local path or a mirror is needed.
         "llama": ModelSpec(
             checkpoints={
                 "7b": "decapoda-research/llama-7b-hf",
@@ -124,7 +124,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
 
 DEFAULT_MODEL = "tiny"
 SIZED_MODEL = "llama"
-"""What `--size` means where no family is named: the seeds' first commands knew only this one."""
+"""What `--size` means where no family is named: the original project's first commands knew only this one."""
 
 
 def get_model(name: str) -> ModelSpec:
