@@ -127,7 +127,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, model_type: str | None) 
     add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
 
 
-# The original project's generation parameters, with their values and explanations; every script that decodes reads this table.
+# The original project's generation parameters, explained; every script that decodes reads this table.
 GENERATION: Mapping[str, tuple[Any, Callable[[str], Any], str]] = MappingProxyType(
     {
         "top_p": (

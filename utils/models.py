@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
-    """What a training flag means when it is not given. The values are the original project's; a row may bring others."""
+    """What a training flag means when it is not given: the original project's value, or the row's own."""
 
     data: str = "alpaca"
     val_set_size: float | None = None
@@ -85,7 +85,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
                 lora_dropout=0.0,
             ),
         ),
-        # The ids of the original project; decapoda-research has since left the hub, so a local path or a mirror is needed.
+        # The original project's ids; decapoda-research has since left the hub, so give a local path or a mirror.
         "llama": ModelSpec(
             checkpoints={
                 "7b": "decapoda-research/llama-7b-hf",
