@@ -167,6 +167,21 @@ def test_a_run_of_the_bundled_base_from_another_place_is_opened(
     assert f"{TINY_BASE} is not the base that" in capsys.readouterr().err
 
 
+def test_a_run_is_served_in_the_bits_it_was_trained_in(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from utils.assistant import open_run
+
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    run = json.loads((moved / "run.json").read_text())
+    run["settings"]["quantization_bit"] = 8
+    (moved / "run.json").write_text(json.dumps(run))
+    names = {type(module).__name__ for module in open_run(moved).model.modules()}
+    assert "Linear8bitLt" in names
+    asked = {type(module).__name__ for module in open_run(moved, quantization_bit=16).model.modules()}
+    assert "Linear8bitLt" not in asked
+
+
 def test_evaluate_refuses_before_it_decodes(finished: Path, tmp_path: Path, capsys: Any) -> None:
     test = tmp_path / "test.json"
     test.write_text(

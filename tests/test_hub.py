@@ -7,6 +7,12 @@ import pytest
 from utils import hub
 
 
+@pytest.fixture(autouse=True)
+def ask_anew() -> None:
+    """A port that was silent in one test may answer in the next."""
+    hub._answers.cache_clear()
+
+
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hub that does not answer, and an empty cache."""

@@ -83,6 +83,7 @@ def open_run(
     Args:
         model_type: the family that is expected; None takes the run's.
         base: another place of the same base, where the recorded one is gone.
+        quantization_bit: of the base's weights; None takes the run's, for what was trained is what is served.
         revision: of the base on the hub; None takes the run's.
         template: another prompt than the trained one; None keeps it, and refuses if it has changed since.
 
@@ -98,7 +99,7 @@ def open_run(
         base or _place(run),
         get_model(run.model_type),
         precision=precision,
-        quantization_bit=quantization_bit,
+        quantization_bit=quantization_bit or run.settings["quantization_bit"],
         revision=revision or (None if base else run.settings["revision"]),
         trust_remote_code=trust_remote_code,
     )

@@ -117,7 +117,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, model_type: str | None) 
         "--quantization_bit",
         type=int,
         choices=(4, 8, 16),
-        help="bits of the base's weights (default: 8 on CUDA where the family allows it, else 16)",
+        help="bits of the base's weights (default: the run's; a new run: 8 on CUDA if the family allows it, else 16)",
     )
     add(
         "--precision", choices=("bf16", "fp16", "fp32"), help="of the computation (default: the best the device can do)"

@@ -188,7 +188,7 @@ def prove(
     Args:
         spans: [start, end) of each answer in the row before it was cut, with the token that ends it.
         prefix: what the tokenizer puts before a text.
-        removal: from where, and how many tokens were cut from the prompt; the checks allow for exactly these.
+        removal: (from, count) of the tokens that were cut from the prompt; the checks allow for exactly these.
         cut: whether anything was cut, so that answers may be missing at the end.
     """
     ids, labels = encoded.input_ids, encoded.labels

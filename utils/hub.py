@@ -5,6 +5,7 @@ Knows: local directories, the hub's cache and whether the hub answers. Does not 
 
 from __future__ import annotations
 
+import functools
 import os
 import urllib.error
 import urllib.request
@@ -53,7 +54,9 @@ def advice(name: str, reason: str) -> str:
     )
 
 
+@functools.cache
 def _answers(address: str) -> bool:
+    """Asked once a process: tokenizer, configuration and weights each want to know."""
     request = urllib.request.Request(address, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()

@@ -134,9 +134,9 @@ def get_model(name: str) -> ModelSpec:
 
 def checkpoint_of(name: str, spec: ModelSpec, size: str | None) -> str:
     """The hub id or path of family `name` in `size` (`7b`, or `7` for short; None: the default size)."""
-    if not spec.checkpoints:
+    if spec.default_checkpoint is None:
         raise ValueError(f"--model_type {name} has no default model: name one with --model_name_or_path")
     if size is None:
-        return next(iter(spec.checkpoints.values()))
+        return spec.default_checkpoint
     key = f"{size}b" if size.isdigit() else size.lower()
     return lookup.find("size", key, spec.checkpoints, f"--size of --model_type {name}")
