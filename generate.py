@@ -97,7 +97,7 @@ def read_questions(
     if file.suffix == ".txt":
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [{"instruction": line, "input": ""} for line in lines if line.strip()]
-    return [without_answer(row.record) for row in read_rows(file, answered=False)[0]]
+    return [without_answer(row.record) for row in read_rows(file, answered=False)]
 
 
 def ask() -> Iterator[Mapping[str, Any]]:

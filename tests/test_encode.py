@@ -254,7 +254,7 @@ def test_the_llama_tokenizer_is_proved_on_real_records(real_data: Path, tmp_path
     tokenizer = choose(str(tmp_path), get_model("llama")).tokenizer()
     assert tokenizer("a")["input_ids"] == [1, 263]  # SentencePiece's own ids, after BOS
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<unk>")
-    found = read_rows(real_data / "unified" / "cot_strategyqa_train.json")[0]
+    found = list(read_rows(real_data / "unified" / "cot_strategyqa_train.json"))
     encoded, dropped, _ = encode_rows(found, ALPACA, tokenizer, cutoff_len=512, truncation="drop")
     assert len(encoded) + sum(dropped.values()) == 2061
     encoded, _, _ = encode_rows(rows(*RECORDS), ALPACA, tokenizer, cutoff_len=512, truncation="drop")

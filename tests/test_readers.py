@@ -16,7 +16,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def records(path: Path) -> list[Any]:
-    return [row.record for row in read_rows(path)[0]]
+    return [row.record for row in read_rows(path)]
 
 
 def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_tab_separated(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_shapes_are_recognised_and_named(tmp_path: Path, raw: Any, record: Any, shape: str) -> None:
-    rows, found = read_rows(write(tmp_path / "a.json", json.dumps([raw])))
-    assert ([row.record for row in rows], found) == ([record], shape)
+    (row,) = read_rows(write(tmp_path / "a.json", json.dumps([raw])))
+    assert (row.record, row.shape) == (record, shape)
 
 
 @pytest.mark.parametrize(
@@ -94,24 +94,24 @@ def test_shapes_are_recognised_and_named(tmp_path: Path, raw: Any, record: Any, 
 def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "bad.json", text)
     with pytest.raises(ValueError, match=f"bad.json.*{message}"):
-        read_rows(path)
+        list(read_rows(path))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        read_rows(tmp_path / "none.json")
+        list(read_rows(tmp_path / "none.json"))
     (tmp_path / "latin.json").write_bytes(b'[{"instruction": "\xe9"}]')
     with pytest.raises(ValueError, match="latin.json is not UTF-8: byte 18 is 0xe9"):
-        read_rows(tmp_path / "latin.json")
+        list(read_rows(tmp_path / "latin.json"))
     with pytest.raises(ValueError, match="the ending '.xlsx' is not one of"):
-        read_rows(write(tmp_path / "a.xlsx", "x"))
+        list(read_rows(write(tmp_path / "a.xlsx", "x")))
     with pytest.raises(ValueError, match="not a readable Parquet file"):
-        read_rows(write(tmp_path / "a.parquet", "x"))
+        list(read_rows(write(tmp_path / "a.parquet", "x")))
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="not one that datasets.save_to_disk wrote"):
-        read_rows(tmp_path / "folder")
+        list(read_rows(tmp_path / "folder"))
     with pytest.raises(ValueError, match="broken table"):
-        read_rows(write(tmp_path / "a.csv", 'instruction,output\n"a,b\n'))
+        list(read_rows(write(tmp_path / "a.csv", 'instruction,output\n"a,b\n')))
 
 
 def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
@@ -119,20 +119,20 @@ def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
 
     datasets.DatasetDict({"train": datasets.Dataset.from_list([RECORD])}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(ValueError, match=r"holds several splits \(train\): name one, such as .*d/train"):
-        read_rows(tmp_path / "d")
+        list(read_rows(tmp_path / "d"))
 
 
 @pytest.mark.parametrize("key", ["instruction", "question", "prompt"])
 def test_questions_need_no_answer(key: str, tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", json.dumps({key: "a"}))
-    assert read_rows(path, answered=False)[0][0].record == {"instruction": "a", "input": "", "output": ""}
+    assert next(read_rows(path, answered=False)).record == {"instruction": "a", "input": "", "output": ""}
     with pytest.raises(ValueError, match="line 1"):
-        read_rows(path)
+        list(read_rows(path))
 
 
 def test_a_dialogue_that_asks_may_end_with_the_user(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", json.dumps({"messages": TURNS[:1]}))
-    assert read_rows(path, answered=False)[0][0].record == {"conversation": TURNS[:1]}
+    assert next(read_rows(path, answered=False)).record == {"conversation": TURNS[:1]}
 
 
 def test_a_table_keeps_long_cells_odd_characters_and_its_width(tmp_path: Path) -> None:
@@ -143,12 +143,12 @@ def test_a_table_keeps_long_cells_odd_characters_and_its_width(tmp_path: Path) -
     with pytest.raises(
         ValueError, match="b.csv row 1: more cells than the header has columns; quote a cell that holds ','"
     ):
-        read_rows(wide)
+        list(read_rows(wide))
 
 
 def test_origins_count_from_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps([RECORD, RECORD]))
-    assert [row.origin for row in read_rows(path)[0]] == [f"{path} row 1", f"{path} row 2"]
+    assert [row.origin for row in read_rows(path)] == [f"{path} row 1", f"{path} row 2"]
 
 
 def test_a_line_separator_inside_a_string_is_not_a_new_line(tmp_path: Path) -> None:
@@ -160,4 +160,4 @@ def test_real_data_is_read(real_data: Path) -> None:
     expected = {"cot_aqua_train": 2728, "cot_qasc_train": 1084, "cot_strategyqa_train": 2061}
     assert {name: len(records(real_data / "unified" / f"{name}.json")) for name in expected} == expected
     with pytest.raises(ValueError, match="line 1: 'output' is missing"):
-        read_rows(real_data / "raw" / "instructionwild_user_1.jsonl")
+        list(read_rows(real_data / "raw" / "instructionwild_user_1.jsonl"))
