@@ -11,16 +11,16 @@ from utils.encode import (
     IGNORED,
     Encoded,
     MaskError,
+    Draft,
     encode_prompt,
     encode_rows,
-    prefix_ids,
     prove,
-    require_eos,
     stop_ids,
     truncate,
 )
 from utils.readers import Row, read_rows
 from utils.templates import TEMPLATES, Segment
+from utils.tokens import control_ids, prefix_ids, require_eos
 
 ALPACA, CHAT = TEMPLATES["alpaca"], TEMPLATES["chat"]
 DIALOGUE = {
@@ -174,21 +174,31 @@ def test_a_cut_prompt_keeps_its_last_token_at_least() -> None:
     assert what == "longer than --cutoff_len 3 even without its prompt"
 
 
-def proof_of(record: Any, tokenizer: Any) -> tuple[Row, Encoded, list[tuple[int, int]]]:
+def proof_of(record: Any, tokenizer: Any) -> Draft:
     (row,) = rows(record)
     (encoded,) = encode_all([record], ALPACA, tokenizer)
     first = next(i for i, label in enumerate(encoded.labels) if label != IGNORED)
-    return row, encoded, [(first, len(encoded.labels))]
+    return Draft(
+        encoded=encoded, row=row, what="", spans=[(first, len(encoded.labels))],
+        prompts=[encode_prompt(record, ALPACA, tokenizer)], head=1,
+    )  # fmt: skip
 
 
-def corrupt(encoded: Encoded, **changes: Any) -> Encoded:
-    return dataclasses.replace(encoded, **changes)
+def check(draft: Draft, tokenizer: Any) -> None:
+    texts = [tokenizer.decode(ids) for ids in draft.whole_answers()]
+    prove(draft, texts, tokenizer, control_ids(tokenizer))
+
+
+def corrupt(draft: Draft, spans: Any = None, **changes: Any) -> Draft:
+    encoded = dataclasses.replace(draft.encoded, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(draft, encoded=encoded, spans=spans or draft.spans)
 
 
 def test_the_proof_accepts_what_encoding_makes_and_nothing_else(tokenizer: Any) -> None:
-    row, good, spans = proof_of(RECORDS[0], tokenizer)
-    prove(good, row, spans, ALPACA, tokenizer, prefix=[1])
-    (first, end), ids, labels = spans[0], good.input_ids, good.labels
+    good = proof_of(RECORDS[0], tokenizer)
+    check(good, tokenizer)
+    assert isinstance(good.encoded, Encoded)
+    (first, end), ids, labels = good.spans[0], good.encoded.input_ids, good.encoded.labels
     cases = {
         "no token is trained": corrupt(good, labels=[IGNORED] * len(labels)),
         "a label differs from its token": corrupt(good, labels=[*labels[:-2], 9, labels[-1]]),
@@ -198,19 +208,19 @@ def test_the_proof_accepts_what_encoding_makes_and_nothing_else(tokenizer: Any) 
         "tokens are trained where the answers have": corrupt(good, labels=[*labels[: first - 1], ids[first - 1], *labels[first:]]),
         "does not end with a control token": corrupt(good, input_ids=[*ids[:-1], 50], labels=[*labels[:-1], 50]),
         "a control token stands inside the answer": corrupt(
-            good, input_ids=[*ids[: end - 2], 2, 50, 2], labels=[*labels[: end - 2], 2, 50, 2]
+            good, [(first, end + 1)], input_ids=[*ids[: end - 2], 2, 50, 2], labels=[*labels[: end - 2], 2, 50, 2]
         ),
     }  # fmt: skip
     for message, broken in cases.items():
-        changed = [(first, len(broken.input_ids))] if "inside" in message else spans
         with pytest.raises(MaskError, match=f"test row 1: .*{message}"):
-            prove(broken, row, changed, ALPACA, tokenizer, prefix=[1])
+            check(broken, tokenizer)
 
 
 def test_a_label_missing_at_the_end_is_found(tokenizer: Any) -> None:
-    row, good, spans = proof_of(RECORDS[0], tokenizer)
+    good = proof_of(RECORDS[0], tokenizer)
+    assert isinstance(good.encoded, Encoded)
     with pytest.raises(MaskError, match="tokens are trained where the answers have"):
-        prove(corrupt(good, labels=[*good.labels[:-1], IGNORED]), row, spans, ALPACA, tokenizer, prefix=[1])
+        check(corrupt(good, labels=[*good.encoded.labels[:-1], IGNORED]), tokenizer)
 
 
 def test_a_tokenizer_that_cannot_write_the_text_is_found(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +234,9 @@ def test_a_tokenizer_that_cannot_write_the_text_is_found(tokenizer: Any, monkeyp
 
 
 def test_spaces_that_sentencepiece_folds_are_not_another_text(tokenizer: Any) -> None:
-    row, good, spans = proof_of({"instruction": "a", "input": "", "output": "b  c"}, tokenizer)
-    changed = dataclasses.replace(row, record={**row.record, "output": " b c"})
-    prove(good, changed, spans, ALPACA, tokenizer, prefix=[1])
+    good = proof_of({"instruction": "a", "input": "", "output": "b  c"}, tokenizer)
+    changed = dataclasses.replace(good.row, record={**good.row.record, "output": " b c"})
+    check(dataclasses.replace(good, row=changed), tokenizer)
 
 
 def test_a_chat_template_that_cannot_be_trained_names_the_row(tokenizer: Any) -> None:

@@ -1,7 +1,7 @@
 """Segments become ids and labels, and each row proves that its labels are right.
 
 Knows: how segments are tokenised and joined, what is cut when a row is too long, and the mask proof. Does not know
-torch, models or files; the tokenizer is known by what it can do (`Tokenizer`).
+torch, models or files.
 
 Each segment is tokenised once, by itself, and the ids are joined: the ids of a prompt in training are those that
 inference sends, whatever the answer is. What a person wrote is encoded with control tokens split, so `</s>` typed by a
@@ -10,38 +10,24 @@ user stays four characters of text (feasible since `split_special_tokens` of tra
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from utils.readers import Row
 from utils.templates import Segment, Template, prompts_of, render, render_prompt
+from utils.tokens import Codec, Tokenizer, control_ids, prefix_ids, require_eos
 
 IGNORED = -100
 """The label of a token without loss; torch's cross-entropy ignores it by default."""
 
 Truncation = Literal["drop", "prompt", "answer"]
 
-
-class Tokenizer(Protocol):
-    """What encoding needs of a tokenizer; transformers' have it."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    eos_token: Any
-    unk_token_id: int | None
-    chat_template: Any
-    all_special_tokens: list[str]
-    all_special_ids: list[int]
-    added_tokens_decoder: Mapping[int, Any]
-
-    def __call__(self, text: Any, *, add_special_tokens: bool, split_special_tokens: bool = False) -> Any: ...
-    def decode(
-        self, token_ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
-    ) -> Any: ...
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+_IdsOf = Mapping[tuple[str, bool], Sequence[int]]
+"""The ids of a segment's (text, has_control)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,37 +42,24 @@ class Encoded:
     @property
     def num_targets(self) -> int:
         """Tokens that carry loss; the first token of a row never can."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
 
 
 class MaskError(ValueError):
     """A row whose labels are not what they must be; training on it would teach something else than the record says."""
 
 
-def require_eos(tokenizer: Tokenizer) -> int:
-    """The id of EOS; `ValueError` where there is none, for a model trained without it never stops."""
-    if tokenizer.eos_token_id is None or not tokenizer.eos_token:
-        raise ValueError(
-            "this tokenizer has no EOS token, so the model could not learn to stop: set eos_token in its "
-            "tokenizer_config.json (for the first LLaMA it is </s>)"
-        )
-    return tokenizer.eos_token_id
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a row: encoded, or dropped."""
+
+    encoded: Encoded | None
+    what: str = ""
+    """Why it was dropped, or what was cut; empty for a row that was taken as it is."""
 
 
-def prefix_ids(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer itself puts before a text, usually BOS or nothing."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    dressed = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for start in range(len(dressed) - len(plain) + 1):
-        if dressed[start : start + len(plain)] == plain:
-            return list(dressed[:start])
-    return []
-
-
-def encode_rows(
-    rows: Sequence[Row], template: Template, tokenizer: Tokenizer, *, cutoff_len: int, truncation: Truncation
-) -> tuple[list[Encoded], Counter[str], Counter[str]]:
-    """Rows as ids and labels, in order, each of them proved; and counts of what was dropped and of what was cut.
+class Encoder:
+    """Rows as ids and labels, each of them proved.
 
     Args:
         cutoff_len: the most tokens a row may have, prompt and answer together.
@@ -94,48 +67,90 @@ def encode_rows(
             the right (which loses EOS, and is counted as that).
 
     Raises:
-        MaskError: a row failed the proof; the message names it.
-        ValueError: no EOS; a chat template that cannot be trained with.
+        ValueError: no EOS.
     """
-    require_eos(tokenizer)
-    prefix = _prefix(template, tokenizer)
-    encoded, dropped, truncated = [], Counter(), Counter()
-    for row in rows:
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, *, cutoff_len: int, truncation: Truncation) -> None:
+        self._template, self._tokenizer, self._codec = template, tokenizer, Codec(tokenizer)
+        self._cutoff_len, self._truncation = cutoff_len, truncation
+        self._eos, self._prefix = require_eos(tokenizer), _prefix(template, tokenizer)
+        self._controls = control_ids(tokenizer)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """The outcome of each row, in order; all texts are tokenised in one go.
+
+        Raises:
+            MaskError: a row failed the proof, or cannot be rendered; the message names it.
+        """
+        rendered = [self._rendered(row) for row in rows]
+        ids_of = self._tokenised([segments for full, prompts in rendered for segments in (full, *prompts)])
+        drafts = [self._draft(row, *parts, ids_of) for row, parts in zip(rows, rendered, strict=True)]
+        wanted = [ids for draft in drafts for ids in draft.whole_answers()]
+        texts = iter(self._codec.texts(wanted))
+        outcomes = []
+        for draft in drafts:
+            if draft.encoded is not None:
+                prove(draft, [next(texts) for _ in draft.whole_answers()], self._tokenizer, self._controls)
+            outcomes.append(Outcome(encoded=draft.encoded, what=draft.what))
+        return outcomes
+
+    def _rendered(self, row: Row) -> tuple[list[Segment], list[list[Segment]]]:
+        """The segments of the row, and those of the prompt before each of its answers where they are others."""
         try:
-            full, spans = _join(render(row.record, template, tokenizer), prefix, tokenizer)
+            full = render(row.record, self._template, self._tokenizer)
+            prompts = [render_prompt(each, self._template, self._tokenizer) for each in prompts_of(row.record)]
         except ValueError as error:
             raise MaskError(f"{row.origin}: {error}") from error
+        return full, prompts
+
+    def _tokenised(self, renderings: Iterable[Sequence[Segment]]) -> dict[tuple[str, bool], list[int]]:
+        """The ids of each different text, each tokenised once."""
+        keys = {(segment.text, segment.has_control) for segments in renderings for segment in segments}
+        found: dict[tuple[str, bool], list[int]] = {}
+        for has_control in (False, True):
+            texts = [text for text, control in keys if control == has_control]
+            found |= zip(
+                ((t, has_control) for t in texts), self._codec.ids(texts, has_control=has_control), strict=True
+            )
+        return found
+
+    def _draft(self, row: Row, full: Sequence[Segment], prompts: Sequence[Sequence[Segment]], ids_of: _IdsOf) -> Draft:
+        (ids, labels), spans = _join(full, self._prefix, ids_of, self._eos)
         # A chat template writes its own BOS, which a cut prompt keeps as it keeps the tokenizer's.
-        head = len(prefix) or int(full[0][0] == tokenizer.bos_token_id)
-        kept, what = truncate(full, cutoff_len, truncation, head)
-        result = Encoded(input_ids=kept[0], labels=kept[1], origin=row.origin, source=row.source)
+        head = len(self._prefix) or int(bool(ids) and ids[0] == self._tokenizer.bos_token_id)
+        kept, what = truncate((ids, labels), self._cutoff_len, self._truncation, head)
+        encoded: Encoded | None = Encoded(input_ids=kept[0], labels=kept[1], origin=row.origin, source=row.source)
         if what.startswith("longer than"):
-            dropped[what] += 1
-        elif result.num_targets == 0:
-            dropped["no trained token is left"] += 1
-        else:
-            truncated.update([what] if what else [])
-            removed = len(full[0]) - len(kept[0]) if truncation == "prompt" else 0
-            prove(result, row, spans, template, tokenizer, prefix=prefix, removal=(head, removed), cut=bool(what))
-            encoded.append(result)
+            encoded = None
+        elif encoded.num_targets == 0:
+            encoded, what = None, "no trained token is left"
+        removed = len(ids) - len(kept[0]) if self._truncation == "prompt" else 0
+        sent = [_join(segments, self._prefix, ids_of, self._eos)[0][0] for segments in prompts] if encoded else []
+        return Draft(
+            encoded=encoded, row=row, what=what, spans=spans, prompts=sent, head=head, removed=removed, cut=bool(what)
+        )
+
+
+def encode_rows(
+    rows: Sequence[Row], template: Template, tokenizer: Tokenizer, *, cutoff_len: int, truncation: Truncation
+) -> tuple[list[Encoded], Counter[str], Counter[str]]:
+    """Rows in memory as ids and labels, in order; and counts of what was dropped and of what was cut. See `Encoder`."""
+    outcomes = Encoder(template, tokenizer, cutoff_len=cutoff_len, truncation=truncation)(rows)
+    encoded = [outcome.encoded for outcome in outcomes if outcome.encoded is not None]
+    dropped = Counter(outcome.what for outcome in outcomes if outcome.encoded is None)
+    truncated = Counter(outcome.what for outcome in outcomes if outcome.encoded is not None and outcome.what)
     return encoded, dropped, truncated
-
-
-def control_ids(tokenizer: Tokenizer) -> set[int]:
-    """The ids of control tokens; not of UNK, which stands for text."""
-    marked = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return {*tokenizer.all_special_ids, *marked} - {tokenizer.unk_token_id}  # pyright: ignore[reportReturnType]
 
 
 def encode_prompt(record: Any, template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids that inference sends for a record (its `output` is ignored)."""
-    return _prompt_ids(record, template, tokenizer, _prefix(template, tokenizer))
+    return _join_alone(render_prompt(record, template, tokenizer), template, tokenizer)[0][0]
 
 
 def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids that end an answer: EOS, and what the template writes where an answer ends."""
     probe = {"instruction": "a", "input": "", "output": "b"}
-    (ids, labels), spans = _join(render(probe, template, tokenizer), _prefix(template, tokenizer), tokenizer)
+    (ids, labels), spans = _join_alone(render(probe, template, tokenizer), template, tokenizer)
     _, end = spans[-1]
     return sorted({require_eos(tokenizer), *([ids[end - 1]] if labels[end - 1] != IGNORED else [])})
 
@@ -166,17 +181,33 @@ def truncate(
     return row, dropped
 
 
-def prove(
-    encoded: Encoded,
-    row: Row,
-    spans: Sequence[tuple[int, int]],
-    template: Template,
-    tokenizer: Tokenizer,
-    *,
-    prefix: Sequence[int],
-    removal: tuple[int, int] = (0, 0),
-    cut: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A row as encoded, and what its proof needs."""
+
+    encoded: Encoded | None
+    """None for a row that is dropped."""
+    row: Row
+    what: str
+    spans: list[tuple[int, int]]
+    """[start, end) of each answer in the row before it was cut, with the token that ends it."""
+    prompts: list[list[int]]
+    """The ids that inference sends for each of the answers."""
+    head: int
+    """Where tokens were cut from the prompt, and `removed` how many; the checks allow for exactly these."""
+    removed: int = 0
+    cut: bool = False
+    """Whether anything was cut, so that answers may be missing at the end."""
+
+    def whole_answers(self) -> list[list[int]]:
+        """The ids of each answer that is whole, without the token that ends it."""
+        if self.encoded is None:
+            return []
+        ids, removed = self.encoded.input_ids, self.removed
+        return [ids[start - removed : end - removed - 1] for start, end in self.spans if end - removed <= len(ids)]
+
+
+def prove(draft: Draft, texts: Sequence[str], tokenizer: Tokenizer, controls: set[int]) -> None:
     """Checks one row's labels against its record; `MaskError` names the row and what is wrong.
 
     1. At least one token is trained, and every label is its token.
@@ -186,47 +217,50 @@ def prove(
     5. Nothing else is trained.
 
     Args:
-        spans: [start, end) of each answer in the row before it was cut, with the token that ends it.
-        prefix: what the tokenizer puts before a text.
-        removal: (from, count) of the tokens that were cut from the prompt; the checks allow for exactly these.
-        cut: whether anything was cut, so that answers may be missing at the end.
+        texts: what each of `draft.whole_answers()` decodes to.
+        controls: the ids of control tokens.
     """
+    encoded, row = draft.encoded, draft.row
+    assert encoded is not None, "a dropped row has nothing to prove"
     ids, labels = encoded.input_ids, encoded.labels
-    if encoded.num_targets == 0 or any(label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)):
+    if encoded.num_targets == 0 or any(map(_is_wrong, ids, labels)):
         raise MaskError(f"{row.origin}: no token is trained, or a label differs from its token")
-    specials = control_ids(tokenizer)
-    doubled = next((a for a, b in zip(ids, ids[1:], strict=False) if a == b and a in specials), None)
-    if doubled is not None:
-        raise MaskError(f"{row.origin}: the control token {tokenizer.decode([doubled])!r} stands twice in a row")
+    for control in controls.intersection(ids):
+        if any(a == b == control for a, b in itertools.pairwise(ids)):
+            raise MaskError(f"{row.origin}: the control token {tokenizer.decode([control])!r} stands twice in a row")
     answers = _answers(row)
-    if len(spans) != len(answers):
-        raise MaskError(f"{row.origin}: {len(answers)} answers, but {len(spans)} trained spans")
-    (head, removed), shown = removal, 0
-    for prompt, answer, (start, end) in zip(prompts_of(row.record), answers, spans, strict=True):
+    if len(draft.spans) != len(answers):
+        raise MaskError(f"{row.origin}: {len(answers)} answers, but {len(draft.spans)} trained spans")
+    decoded, head, removed, shown = iter(texts), draft.head, draft.removed, 0
+    for prompt, answer, (start, end) in zip(draft.prompts, answers, draft.spans, strict=True):
         begin, stop = start - removed, min(end - removed, len(ids))
-        sent = _prompt_ids(prompt, template, tokenizer, prefix)
-        sent = sent[:head] + sent[head + removed :]
+        sent = prompt[:head] + prompt[head + removed :]
         if sent[: len(ids)] != ids[:begin]:
             raise MaskError(
                 f"{row.origin}: the prompt differs from what inference sends: {_show(sent, ids[:begin], tokenizer)}"
             )
         shown += max(0, stop - begin)
         if stop == end - removed:
-            _prove_answer(ids[begin:stop], answer, row, tokenizer)
-    trained = sum(label != IGNORED for label in labels)
-    if trained != shown or (not cut and trained != sum(end - start for start, end in spans)):
+            _prove_answer(ids[begin:stop], answer, next(decoded), row, tokenizer, controls)
+    trained = len(labels) - labels.count(IGNORED)
+    if trained != shown or (not draft.cut and trained != sum(end - start for start, end in draft.spans)):
         raise MaskError(f"{row.origin}: {trained} tokens are trained where the answers have {shown}")
 
 
-def _prove_answer(ids: Sequence[int], answer: str, row: Row, tokenizer: Tokenizer) -> None:
+def _is_wrong(token: int, label: int) -> bool:
+    return label != token and label != IGNORED
+
+
+def _prove_answer(
+    ids: Sequence[int], answer: str, decoded: str, row: Row, tokenizer: Tokenizer, controls: set[int]
+) -> None:
     *text, end = ids
-    if end not in control_ids(tokenizer):
+    if end not in controls:
         raise MaskError(
             f"{row.origin}: the answer does not end with a control token, but with {tokenizer.decode([end])!r}"
         )
-    if set(text) & control_ids(tokenizer):
+    if not controls.isdisjoint(text):
         raise MaskError(f"{row.origin}: a control token stands inside the answer {answer!r}")
-    decoded = tokenizer.decode(text, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     # Some tokenizers cannot write every text exactly: SentencePiece may fold spaces, others normalise characters. What
     # differs in more than that is another text.
     if decoded != answer and _folded(decoded) != _folded(answer):
@@ -248,21 +282,26 @@ def _prefix(template: Template, tokenizer: Tokenizer) -> list[int]:
     return [] if template.from_tokenizer else prefix_ids(tokenizer)
 
 
-def _prompt_ids(record: Any, template: Template, tokenizer: Tokenizer, prefix: Sequence[int]) -> list[int]:
-    (ids, _), _ = _join(render_prompt(record, template, tokenizer), prefix, tokenizer)
-    return ids
+def _join_alone(
+    segments: Sequence[Segment], template: Template, tokenizer: Tokenizer
+) -> tuple[tuple[list[int], list[int]], list[tuple[int, int]]]:
+    """`_join` for one rendering, after what the tokenizer puts before it."""
+    codec = Codec(tokenizer)
+    ids_of = {(s.text, s.has_control): codec.ids([s.text], has_control=s.has_control)[0] for s in segments}
+    return _join(segments, _prefix(template, tokenizer), ids_of, require_eos(tokenizer))
 
 
 def _join(
-    segments: Iterable[Segment], prefix: Sequence[int], tokenizer: Tokenizer
+    segments: Iterable[Segment], prefix: Sequence[int], ids_of: _IdsOf, eos: int
 ) -> tuple[tuple[list[int], list[int]], list[tuple[int, int]]]:
     """The ids and labels of segments after `prefix`, and [start, end) of each run of targets."""
     ids = list(prefix)
     labels = [IGNORED] * len(ids)
     spans: list[tuple[int, int]] = []
     for segment in segments:
-        encoded = tokenizer(segment.text, add_special_tokens=False, split_special_tokens=not segment.has_control)
-        piece = [*encoded["input_ids"], *([require_eos(tokenizer)] if segment.ends_turn else [])]
+        piece = ids_of[segment.text, segment.has_control]
+        if segment.ends_turn:
+            piece = [*piece, eos]
         if segment.is_target:
             continues = spans and spans[-1][1] == len(ids)
             start = spans.pop()[0] if continues else len(ids)
