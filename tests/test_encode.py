@@ -201,11 +201,11 @@ def test_the_proof_accepts_what_encoding_makes_and_nothing_else(tokenizer: Any) 
     (first, end), ids, labels = good.spans[0], good.encoded.input_ids, good.encoded.labels
     cases = {
         "no token is trained": corrupt(good, labels=[IGNORED] * len(labels)),
-        "a label differs from its token": corrupt(good, labels=[*labels[:-2], 9, labels[-1]]),
+        "1 labels differ from the answers' tokens": corrupt(good, labels=[*labels[:-2], 9, labels[-1]]),
         "stands twice in a row": corrupt(good, input_ids=[1, *ids], labels=[IGNORED, *labels]),
         "the prompt differs from what inference sends": corrupt(good, input_ids=[1, 50, *ids[2:]]),
         "the trained ids read": corrupt(good, input_ids=[*ids[:-2], 50, 2], labels=[*labels[:-2], 50, 2]),
-        "tokens are trained where the answers have": corrupt(good, labels=[*labels[: first - 1], ids[first - 1], *labels[first:]]),
+        "1 labels differ from the answers' tokens, which alone": corrupt(good, labels=[*labels[: first - 1], ids[first - 1], *labels[first:]]),
         "does not end with a control token": corrupt(good, input_ids=[*ids[:-1], 50], labels=[*labels[:-1], 50]),
         "a control token stands inside the answer": corrupt(
             good, [(first, end + 1)], input_ids=[*ids[: end - 2], 2, 50, 2], labels=[*labels[: end - 2], 2, 50, 2]
@@ -219,7 +219,7 @@ def test_the_proof_accepts_what_encoding_makes_and_nothing_else(tokenizer: Any) 
 def test_a_label_missing_at_the_end_is_found(tokenizer: Any) -> None:
     good = proof_of(RECORDS[0], tokenizer)
     assert isinstance(good.encoded, Encoded)
-    with pytest.raises(MaskError, match="tokens are trained where the answers have"):
+    with pytest.raises(MaskError, match="1 labels differ from the answers' tokens, which alone are trained"):
         check(corrupt(good, labels=[*good.encoded.labels[:-1], IGNORED]), tokenizer)
 
 
