@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from utils import catalog, checkpoints, cli, preflight, runinfo, settings
+from utils import catalog, checkpoints, cli, hygiene, preflight, runinfo, settings
 from utils.encode import stop_ids
 from utils.models import DEFAULT_MODEL, REPOSITORY, get_model
 from utils.schedule import plan_steps
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = settings.resolve(flags)
         parts = catalog.parse_mixture(chosen.data)
+        drop = hygiene.resolve(chosen.drop, chosen.keep)
         if not only_look:
             settings.check_output(chosen.output_dir, overwrite=flags.overwrite, resume=chosen.resume_from_checkpoint)
     except ValueError as error:
@@ -72,15 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     chosen = replace(chosen, precision=base.precision, quantization_bit=base.quantization_bit)
     tokenizer = base.tokenizer()
-    data = dataset.build(
-        parts,
-        get_template(chosen.template),
-        tokenizer,
-        cutoff_len=chosen.cutoff_len,
-        truncation=chosen.truncation,
-        val_set_size=chosen.val_set_size,
-        seed=chosen.seed,
-    )
+    with cli.bar("encoding") as on_rows:
+        data = dataset.build(
+            parts,
+            get_template(chosen.template),
+            tokenizer,
+            cutoff_len=chosen.cutoff_len,
+            truncation=chosen.truncation,
+            val_set_size=chosen.val_set_size,
+            seed=chosen.seed,
+            drop=drop,
+            overlap=hygiene.local_evaluation_sets() if "evaluation_overlap" in drop else None,
+            workers=chosen.preprocessing_num_workers,
+            on_rows=on_rows,
+        )
     if flags.preview:
         for row in data.train[: flags.preview]:
             distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
@@ -178,7 +184,7 @@ def make_trainer(chosen: Settings, base: Base, tokenizer: Any, data: TrainingDat
     model = loading.attach_lora(
         base.load(), chosen.lora_target_modules, r=chosen.lora_r, alpha=chosen.lora_alpha, dropout=chosen.lora_dropout
     )
-    longest = max(len(row.input_ids) for row in data.train)
+    longest = int(data.train.lengths.max())
     activations = preflight.activation_bytes(chosen.per_gpu_train_batch_size * longest, **loading.shape(model))
     fits = not preflight.needs_checkpointing(distributed.free_memory(), activations)
     arguments = training.training_arguments(

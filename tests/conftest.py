@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 # Set before any test imports them: no test reaches for a network, and parallel tokenizers warn when a test forks.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Kept work of this session alone: no test finds what another day's code made.
+_CACHE = tempfile.TemporaryDirectory(prefix="alpaca_cot_cache_")
+os.environ["ALPACA_COT_CACHE"] = _CACHE.name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("ALPACA_COT_REAL_DATA", REPOSITORY.parent / "shared" / "data"))

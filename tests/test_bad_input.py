@@ -31,7 +31,7 @@ def fails(arguments: list[Any], message: str, capsys: pytest.CaptureFixture[str]
     [
         (["--data", "alpaca-bele"], "unknown dataset 'bele' in --data 'alpaca-bele'. Did you mean belle"),
         (["--data", "none.json"], "--data: there is no file none.json (looked in "),
-        (["--data", "cot"], "Download it from https://"),
+        (["--data", "cot"], "Run python3 prepare_data.py fetch cot, or give --data your own file"),
         (["--data", "empty.json"], "empty.json holds no records: the file is empty"),
         (["--data", "broken.json"], "broken.json row 2: broken JSON"),
         (["--data", "missing.json"], "missing.json row 1: 'output' is missing"),

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from utils.batching import MicroBatches, deal, evaluation_batches, only_item, pad, plan_epoch
+from utils.batching import EpochPlan, MicroBatches, deal, evaluation_batches, only_item, pad
 from utils.encode import IGNORED, Encoded
 
 
@@ -15,13 +15,13 @@ def rows(lengths: list[int]) -> list[Encoded]:
 
 
 def test_an_epoch_has_every_row_once_and_another_order_each_time() -> None:
-    plans = [plan_epoch(23, 5, seed=1, epoch=e) for e in range(3)]
+    plans = [list(EpochPlan(23, 5, seed=1, epoch=e)) for e in range(3)]
     for plan in plans:
         assert sorted(itertools.chain(*plan)) == list(range(23))
         assert [len(step) for step in plan] == [5, 5, 5, 5, 3]
     assert plans[0] != plans[1] != plans[2]
-    assert plans[0] == plan_epoch(23, 5, seed=1, epoch=0)
-    assert plans[0] != plan_epoch(23, 5, seed=2, epoch=0)
+    assert plans[0] == list(EpochPlan(23, 5, seed=1, epoch=0))
+    assert plans[0] != list(EpochPlan(23, 5, seed=2, epoch=0))
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 4), (2, 2), (4, 1), (3, 3)])

@@ -10,7 +10,7 @@ from utils import hub
 @pytest.fixture(autouse=True)
 def ask_anew() -> None:
     """A port that was silent in one test may answer in the next."""
-    hub._answers.cache_clear()
+    hub.answers.cache_clear()
 
 
 @pytest.fixture
@@ -72,3 +72,29 @@ def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
         hub.require_reachable(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert hub.require_reachable(str(tmp_path)) is False
+
+
+def test_a_look_up_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    import time
+
+    forever = threading.Event()
+    monkeypatch.setattr(hub, "_probe", lambda address: forever.wait(30))
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.1)
+    started = time.monotonic()
+    assert hub.answers("https://hub.example") is False
+    assert time.monotonic() - started < 5, "name servers that are silent would take longer than any socket's timeout"
+    forever.set()
+
+
+@pytest.mark.parametrize(("value", "offline"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)])
+def test_offline_is_what_the_user_sets_now(value: str | None, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    if value is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert hub.is_offline() is offline
+
+
+def test_an_empty_endpoint_is_the_public_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    assert hub.endpoint() == hub.PUBLIC == "https://huggingface.co"

@@ -31,7 +31,10 @@ def test_publishing_writes_run_json_last_and_names_everything(tmp_path: Path) ->
 def test_the_card_says_what_was_trained_on_what() -> None:
     card = report.model_card(make_run())
     assert card.startswith('---\nbase_model: "some/base"\nlibrary_name: peft\n')
-    assert "| alpaca | 3 | not stated | `a folder` |" in card
+    assert f"| alpaca | 3 | not stated | `{'0' * 64}` |" in card
+    assert "- alpaca: 3 rows read, 2 trained on (0 of them copies), 0 held out; 5 of 20 tokens carry loss" in card
+    assert "- alpaca, dropped: 1: an answer is empty" in card
+    assert "- a note" in card
     assert "template `alpaca`, sha256 `0123456789abcdef…`" in card
     assert "- train_loss: 0.5" in card
     assert "| model_type | llama |" in card

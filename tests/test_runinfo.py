@@ -1,11 +1,13 @@
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from utils import runinfo
+from utils.ledger import Account, Ledger
 from utils.runinfo import RunInfo
 
 
@@ -23,8 +25,15 @@ def make_run(**changes: Any) -> RunInfo:
         "base_fingerprint": "f",
         "template_hash": "0123456789abcdef0",
         "stop_token_ids": [2],
-        "sources": [{"name": "alpaca", "rows": 3, "license": None, "sha256": None}],
-        "ledger": {"read": 3},
+        "sources": [{"name": "alpaca", "rows": 3, "license": None, "sha256": "0" * 64}],
+        "ledger": Ledger(
+            sources={
+                "alpaca": Account(
+                    read=3, trained=2, tokens=20, trained_tokens=5, dropped=Counter({"an answer is empty": 1})
+                )
+            },
+            notes=["a note"],
+        ).as_dict(),
         "world_size": 1,
         "metrics": {"train_loss": 0.5},
         "trained_tokens": 9,

@@ -10,25 +10,49 @@ padding and changes nothing, as the loss is summed over the global batch and div
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
+import numpy
 import torch
 from torch.utils.data import Dataset
 
+from utils import store
 from utils.encode import IGNORED, Encoded
 
 Batch = dict[str, torch.Tensor]
+Lengths = Any
+"""A sequence of whole numbers by row: a list, or a numpy array."""
 
 
-def plan_epoch(num_rows: int, global_batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """The global batches of an epoch: every row once, in an order drawn from (seed, epoch); the last may be smaller."""
-    order = list(range(num_rows))
-    random.Random(f"{seed}:{epoch}").shuffle(order)
-    return [order[start : start + global_batch_size] for start in range(0, num_rows, global_batch_size)]
+class EpochPlan(Sequence[Sequence[int]]):
+    """The global batches of an epoch: every row once, in an order drawn from (seed, epoch); the last may be smaller.
+
+    It holds four bytes a row.
+    """
+
+    def __init__(self, num_rows: int, global_batch_size: int, *, seed: int, epoch: int) -> None:
+        self._size = global_batch_size
+        self._order = array("I", range(num_rows))
+        random.Random(f"{seed}:{epoch}").shuffle(self._order)  # pyright: ignore[reportArgumentType]
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._size)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[step] for step in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"the epoch has {len(self)} global batches, there is no number {index}")
+        return self._order[index * self._size : (index + 1) * self._size].tolist()
 
 
-def deal(rows: Sequence[int], lengths: Sequence[int], *, world_size: int, accumulation: int) -> list[list[list[int]]]:
+def deal(rows: Sequence[int], lengths: Lengths, *, world_size: int, accumulation: int) -> list[list[list[int]]]:
     """A global batch as micro-batches: `[rank][micro-batch]` → row numbers, longest rows first.
 
     Neighbours in length share a micro-batch, and the ranks' n-th micro-batches hold rows of like length, so no rank
@@ -81,9 +105,7 @@ class MicroBatches(Dataset[Batch]):
         self._rows, self._pad_id, self._seed = rows, pad_id, seed
         self._accumulation, self._rank, self._world_size = accumulation, rank, world_size
         self._global_batch_size = per_device_batch_size * accumulation * world_size
-        self._lengths = [len(row.input_ids) for row in rows]
-        self._targets = [row.num_targets for row in rows]
-        self._plan: list[list[int]] = []
+        self._lengths, self._targets = store.lengths(rows), store.targets(rows)
         self.set_epoch(0)
 
     @property
@@ -93,13 +115,14 @@ class MicroBatches(Dataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draws the batches of `epoch`, from 0."""
-        self._plan = plan_epoch(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epoch)
+        self._plan = EpochPlan(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epoch)
 
     def targets_before(self, step: int) -> int:
         """Trained tokens of the first `step` optimizer steps of the run, in all processes."""
         epochs, rest = divmod(step, self.steps_per_epoch)
-        plan = plan_epoch(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epochs)
-        return epochs * sum(self._targets) + sum(self._targets[row] for members in plan[:rest] for row in members)
+        plan = EpochPlan(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epochs)
+        begun = sum(int(self._targets[row]) for i in range(rest) for row in plan[i])
+        return epochs * int(numpy.sum(self._targets)) + begun
 
     def __len__(self) -> int:
         return len(self._plan) * self._accumulation
@@ -114,7 +137,7 @@ class MicroBatches(Dataset[Batch]):
         chosen = [self._rows[i] for i in mine] or [_without_targets(self._rows[members[-1]])]
         return pad(chosen, self._pad_id) | {
             "rows": torch.tensor(mine, dtype=torch.int64),
-            "num_targets": torch.tensor(sum(self._targets[i] for i in members)),
+            "num_targets": torch.tensor(sum(int(self._targets[i]) for i in members)),
         }
 
 
@@ -122,7 +145,8 @@ def evaluation_batches(
     rows: Sequence[Encoded], pad_id: int, batch_size: int, *, rank: int, world_size: int
 ) -> Iterator[Batch]:
     """This rank's share of `rows`, each once, in batches of like length."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
+    lengths = store.lengths(rows)
+    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     for start in range(rank * batch_size, len(order), world_size * batch_size):
         yield pad([rows[i] for i in order[start : start + batch_size]], pad_id)
 

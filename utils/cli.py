@@ -12,7 +12,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TextIO
 
@@ -199,6 +200,20 @@ def greedy_settings(max_new_tokens: int) -> dict[str, Any]:
 def use_color(stream: TextIO) -> bool:
     """Whether to colour what is written to `stream`: on a terminal, unless NO_COLOR says otherwise (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+@contextmanager
+def bar(what: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
+    """A progress bar on the main process's terminal, and nothing elsewhere; yields the function that is told how much
+    more is done."""
+    if not sys.stderr.isatty() or os.environ.get("LOCAL_RANK", "0") != "0":
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    scale = unit == "B"
+    with tqdm(desc=what, total=total, unit=unit, unit_scale=scale, delay=0.5, dynamic_ncols=True) as shown:
+        yield lambda count: shown.update(count) and None
 
 
 class Main(Protocol):

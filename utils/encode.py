@@ -57,6 +57,8 @@ class Outcome:
     encoded: Encoded | None
     what: str = ""
     """Why it was dropped, or what was cut; empty for a row that was taken as it is."""
+    spans: Sequence[int] = ()
+    """[start, end) of each run of trained tokens, one after the other."""
 
 
 class Encoder:
@@ -92,7 +94,7 @@ class Encoder:
         for draft in drafts:
             if draft.encoded is not None:
                 prove(draft, [next(texts) for _ in draft.whole_answers()], self._tokenizer, self._controls)
-            outcomes.append(Outcome(encoded=draft.encoded, what=draft.what))
+            outcomes.append(Outcome(encoded=draft.encoded, what=draft.what, spans=draft.kept_spans()))
         return outcomes
 
     def _rendered(self, row: Row) -> tuple[list[Segment], list[list[Segment]]]:
@@ -199,6 +201,12 @@ class Draft:
     removed: int = 0
     cut: bool = False
     """Whether anything was cut, so that answers may be missing at the end."""
+
+    def kept_spans(self) -> list[int]:
+        """[start, end) of each answer in the row as it is now, one after the other; without those cut away."""
+        size = len(self.encoded.input_ids) if self.encoded else 0
+        moved = [(start - self.removed, min(end - self.removed, size)) for start, end in self.spans]
+        return [place for start, end in moved if start < end for place in (start, end)]
 
     def whole_answers(self) -> list[list[int]]:
         """The ids of each answer that is whole, without the token that ends it."""

@@ -1,22 +1,31 @@
-"""Whether a model can be had, and what to say when it cannot.
+"""Whether the hub can be had, and what to say of a model that cannot.
 
-Knows: local directories, the hub's cache and whether the hub answers. Does not know what is in a model.
+Knows: local directories, the hub's cache and whether the hub answers. Does not know what is in a model, nor how a file
+of data is fetched; that is `utils.fetching`.
 """
 
 from __future__ import annotations
 
 import functools
+import http.client
 import os
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+PUBLIC = "https://huggingface.co"
 PROBE_SECONDS = 5.0
 
 
 def endpoint() -> str:
     """The hub's address: `HF_ENDPOINT`, or the public one."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
+
+
+def is_offline() -> bool:
+    """Whether the user forbids the network: `HF_HUB_OFFLINE` is set to anything but 0."""
+    return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
 
 
 def require_reachable(name: str) -> bool:
@@ -37,8 +46,8 @@ def require_reachable(name: str) -> bool:
         return False
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"there is no model directory {name}")
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    if offline or not _answers(endpoint()):
+    offline = is_offline()
+    if offline or not answers(endpoint()):
         if not _is_cached(name):
             reason = "HF_HUB_OFFLINE is set" if offline else f"{endpoint()} does not answer from here"
             raise ConnectionError(advice(name, f"{reason}, and it is not in the cache"))
@@ -55,14 +64,25 @@ def advice(name: str, reason: str) -> str:
 
 
 @functools.cache
-def _answers(address: str) -> bool:
-    """Asked once a process: tokenizer, configuration and weights each want to know."""
+def answers(address: str) -> bool:
+    """Whether `address` says anything within five seconds. Asked once a process: many files want to know.
+
+    In a thread, for a socket's timeout holds for each address of a host by itself, and for no look-up of its name.
+    """
+    heard: list[bool] = []
+    probe = threading.Thread(target=lambda: heard.append(_probe(address)), daemon=True)
+    probe.start()
+    probe.join(PROBE_SECONDS)
+    return heard == [True]
+
+
+def _probe(address: str) -> bool:
     request = urllib.request.Request(address, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError:
         return True  # it answers, if only to refuse this page
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 

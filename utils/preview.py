@@ -6,7 +6,6 @@ Knows: encoded rows and how a terminal shows them. Does not know how a row was m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 from utils.encode import IGNORED, Encoded
@@ -30,12 +29,14 @@ def marked(row: Encoded, tokenizer: Any, *, color: bool) -> str:
     return f"── {row.origin} · {len(row.input_ids)} tokens, {trained_tokens} trained\n{''.join(pieces)}"
 
 
-def histogram(lengths: Sequence[int], *, bins: int = 8, width: int = 40) -> list[str]:
-    """Lines of a bar chart of row lengths in tokens."""
-    low, high = min(lengths), max(lengths)
+def histogram(lengths: Any, *, bins: int = 8, width: int = 40) -> list[str]:
+    """Lines of a bar chart of row lengths in tokens (a list or an array of whole numbers, not empty)."""
+    import numpy
+
+    low, high = int(numpy.min(lengths)), int(numpy.max(lengths))
     step = max(1, -(-(high - low + 1) // bins))
     edges = list(range(low, high + 1, step))
-    counts = [sum(edge <= length < edge + step for length in lengths) for edge in edges]
+    counts = [int(count) for count in numpy.histogram(lengths, bins=[*edges, edges[-1] + step])[0]]
     top = max(counts)
     lines = []
     for edge, count in zip(edges, counts, strict=True):

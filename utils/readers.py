@@ -1,9 +1,9 @@
 """Raw rows become unified records: recognising each shape and refusing what is none.
 
-Knows: the shapes that records come in. Does not know file formats (`utils.formats`), catalogue keys, mixtures or splits.
-Every row that leaves here is a unified record (`docs/design.md`): `{"instruction", "input", "output"}` or
-`{"conversation": [{"role", "content"}, …]}`; anything else is an error that names the file, the row, the key and what was
-expected.
+Knows: the shapes that records come in. Does not know file formats (`utils.formats`), catalogue keys, mixtures or
+splits. Every row that leaves here is a unified record (`docs/design.md`): `{"instruction", "input", "output"}` or
+`{"conversation": [{"role", "content"}, …]}`; anything else is an error that names the file, the row, the key and what
+was expected.
 """
 
 from __future__ import annotations
@@ -145,9 +145,7 @@ def check_record(record: Mapping[str, Any], origin: str, *, answered: bool) -> N
         return
     turns = record["conversation"]
     if not isinstance(turns, list) or not turns:
-        raise ValueError(
-            f"{origin}: a conversation must be a list of turns with role and content, found {kind(turns)}"
-        )
+        raise ValueError(f"{origin}: a conversation must be a list of turns with role and content, found {kind(turns)}")
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
             role = turn.get("role") if isinstance(turn, Mapping) else turn

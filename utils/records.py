@@ -1,178 +1,106 @@
-"""Rows of a mixture: what is read, what is held out, and the ledger that accounts for every row.
+"""Rows of a mixture: which are read, and which are held out.
 
-Knows: how parts become training and validation rows, by seed. Does not know file formats (`utils.readers`) or tokens.
-The split is made before rows are repeated, and rows with the same prompt stay on one side of it.
+Knows: the `:N` of a part, and the split by seed. Does not know file formats (`utils.formats`), shapes (`utils.readers`)
+or tokens. Rows that ask the same thing stay on one side of the split.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils import catalog
+from utils import catalog, formats
 from utils.readers import Row, read_rows
+
+if TYPE_CHECKING:
+    import numpy
 
 DEFAULT_VALIDATION_ROWS = 2000
 DEFAULT_VALIDATION_SHARE = 0.1
 
 
-@dataclass
-class Ledger:
-    """Where every row went: `read + repeated = trained + validation + left_out + dropped`."""
-
-    read: int = 0
-    left_out: int = 0
-    """Beyond the `:N` of a part."""
-    repeated: int = 0
-    """Copies that `*W` added."""
-    validation: int = 0
-    trained: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Rows by reason."""
-    truncated: Counter[str] = field(default_factory=Counter)
-    """Kept rows by what was cut."""
-    notes: list[str] = field(default_factory=list)
-    """What was decided otherwise than asked."""
-
-    def check(self) -> None:
-        """`AssertionError` if a row is unaccounted for."""
-        out = self.trained + self.validation + self.left_out + sum(self.dropped.values())
-        assert self.read + self.repeated == out, f"the ledger does not add up: {self}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `run.json`."""
-        return {**vars(self), "dropped": dict(self.dropped), "truncated": dict(self.truncated)}
-
-    def lines(self) -> list[str]:
-        """For people."""
-        lines = [f"read {self.read:,} · trained on {self.trained:,} · validation {self.validation:,}"]
-        if self.left_out:
-            lines.append(f"left out by :N {self.left_out:,}")
-        if self.repeated:
-            lines.append(f"added by *W {self.repeated:,}")
-        lines += [f"dropped {count:,}: {reason}" for reason, count in sorted(self.dropped.items())]
-        lines += [f"truncated {count:,}: {what}" for what, count in sorted(self.truncated.items())]
-        return [*lines, *self.notes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A part as it was read, for the report and `run.json`."""
-
-    name: str
-    path: str
-    rows: int
-    shape: str
-    sha256: str | None
-    """Of the file; None for a folder."""
-
-
-def read_part(part: catalog.Part, seed: int) -> tuple[list[Row], Source]:
-    """The rows of one part, cut to its `:N` by a seeded draw that keeps the file's order; and what was read."""
-    if not part.path.exists():
-        raise FileNotFoundError(catalog.missing_file(part))
-    rows, shape = read_rows(part.path)
-    source = Source(name=part.name, path=str(part.path), rows=len(rows), shape=shape, sha256=file_sha256(part.path))
-    if part.max_rows is not None and part.max_rows < len(rows):
-        chosen = sorted(random.Random(f"{seed}:{part.name}").sample(range(len(rows)), part.max_rows))
-        rows = [rows[i] for i in chosen]
-    return [replace(row, source=part.name) for row in rows], source
-
-
-def drop_empty(rows: Iterable[Row], ledger: Ledger) -> list[Row]:
-    """The rows that ask something and answer it; the others are counted by reason."""
-    kept = []
-    for row in rows:
-        turns = row.record.get("conversation")
-        answers = [t["content"] for t in turns if t["role"] == "assistant"] if turns else [row.record["output"]]
-        asked = any(t["content"].strip() for t in turns if t["role"] == "user") if turns else prompt_of(row).strip()
-        if not all(answer.strip() for answer in answers):
-            ledger.dropped["empty answer"] += 1
-        elif not asked:
-            ledger.dropped["empty instruction"] += 1
-        else:
-            kept.append(row)
-    return kept
-
-
-def load(
-    parts: Sequence[catalog.Part], seed: int, val_set_size: float | None
-) -> tuple[list[Row], list[Row], Ledger, list[Source]]:
-    """Training rows (repeated as asked), validation rows, the ledger so far, and the sources.
+def read_part(part: catalog.Part, chosen: Set[int] | None = None) -> Iterator[Row]:
+    """The rows of one part, one at a time, in the file's order.
 
     Args:
-        val_set_size: rows to hold out, or a share below 1; None for 10 % and at most 2,000.
+        chosen: the row numbers (from 0) to read; None for all.
 
     Raises:
-        FileNotFoundError, ValueError: a file that is missing, broken or empty; no usable row in all of them.
+        FileNotFoundError: no such file; the message says where it can be had.
+        ValueError: as `readers.read_rows`.
     """
-    ledger, sources, kept, repeats = Ledger(), [], [], {}
-    for part in parts:
-        rows, source = read_part(part, seed)
-        sources.append(source)
-        ledger.read += source.rows
-        ledger.left_out += source.rows - len(rows)
-        repeats[part.name] = max(repeats.get(part.name, 1), part.repeat)
-        kept += drop_empty(rows, ledger)
-    if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.dropped.items())
-        raise ValueError(f"all {ledger.read} rows were dropped ({reasons}); nothing is left to train on")
-    num_validation = validation_rows(len(kept), val_set_size)
-    if val_set_size is not None and val_set_size >= 1 and num_validation < val_set_size:
-        ledger.notes.append(
-            f"--val_set_size {val_set_size:g} would take more than half of the rows: {num_validation} are held out"
-        )
-    train, validation = split(kept, num_validation, seed)
-    ledger.validation = len(validation)
-    copies = [row for row in train for _ in range(repeats[row.source] - 1)]
-    ledger.repeated = len(copies)
-    ledger.trained = len(train) + len(copies)
-    return train + copies, validation, ledger, sources
+    if not part.path.exists():
+        raise FileNotFoundError(catalog.missing_file(part))
+    for number, row in enumerate(read_rows(part.path)):
+        if chosen is None or number in chosen:
+            yield replace(row, source=part.name)
+
+
+def choose(part: catalog.Part, seed: int) -> tuple[int | None, Set[int] | None]:
+    """For a part with `:N`: how many rows its file has, and which of them a seeded draw takes. (None, None): all are
+    taken, and nothing was counted."""
+    if part.max_rows is None:
+        return None, None
+    count = sum(1 for _ in formats.read(part.path))
+    if part.max_rows >= count:
+        return count, None
+    return count, set(random.Random(f"{seed}:{part.name}").sample(range(count), part.max_rows))
 
 
 def validation_rows(num_rows: int, val_set_size: float | None) -> int:
     """How many of `num_rows` to hold out. A wish for more than half of them is lowered to a tenth: a small set would
-    otherwise leave nothing to train on."""
+    otherwise leave nothing to train on.
+
+    Args:
+        val_set_size: rows, or a share below 1; None for 10 % and at most 2,000.
+    """
     if val_set_size is None:
         return min(DEFAULT_VALIDATION_ROWS, int(num_rows * DEFAULT_VALIDATION_SHARE))
     wish = int(num_rows * val_set_size) if val_set_size < 1 else int(val_set_size)
     return wish if wish <= num_rows // 2 else int(num_rows * DEFAULT_VALIDATION_SHARE)
 
 
-def split(rows: Sequence[Row], num_validation: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and validation rows, each in the order of `rows`. Rows that ask the same thing go the same way, so
-    validation can fall short of `num_validation` by less than one such group, and never exceeds it."""
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(prompt_of(row), []).append(i)
-    prompts = list(groups)
-    random.Random(seed).shuffle(prompts)
-    held: set[int] = set()
-    for prompt in prompts:
-        if len(held) + len(groups[prompt]) <= num_validation:
-            held.update(groups[prompt])
-    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
+def held_out(prompts: numpy.ndarray, num_validation: int, seed: int) -> numpy.ndarray:
+    """Which rows are held out: bool, as long as `prompts`.
+
+    Rows with the same prompt go the same way, so the result can fall short of `num_validation` by less than one such
+    group, and never exceeds it. Which groups are held out depends on the seed and on what they ask, not on their order.
+
+    Args:
+        prompts: uint64, a hash of what each row asks.
+    """
+    import numpy
+
+    groups, group_of_row, sizes = numpy.unique(prompts, return_inverse=True, return_counts=True)
+    order = numpy.argsort(_mixed(groups, seed), kind="stable")
+    chosen = numpy.zeros(len(groups), dtype=bool)
+    room = num_validation
+    first = int(numpy.searchsorted(numpy.cumsum(sizes[order]), num_validation, side="right"))
+    chosen[order[:first]] = True
+    room -= int(sizes[order[:first]].sum())
+    for group in order[first:] if room else ():
+        if sizes[group] <= room:
+            chosen[group] = True
+            room -= int(sizes[group])
+            if not room:
+                break
+    return chosen[group_of_row]
 
 
-def prompt_of(row: Row) -> str:
-    """What a row asks first, as one string."""
-    if "conversation" in row.record:
-        return "\n".join(turn["content"] for turn in row.record["conversation"][:2] if turn["role"] != "assistant")
-    return "\n".join(text for text in (row.record["instruction"], row.record["input"]) if text)
+def _mixed(values: numpy.ndarray, seed: int) -> numpy.ndarray:
+    """uint64 values in an order that depends on the seed alone (the finaliser of splitmix64; Steele, Lea and Flood
+    2014, doi:10.1145/2660193.2660195)."""
+    import numpy
 
-
-def file_sha256(path: Path) -> str | None:
-    """Hex sha256 of a file; None for a folder."""
-    if path.is_dir():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    mixed = values ^ numpy.uint64(random.Random(f"split:{seed}").getrandbits(64))
+    with numpy.errstate(over="ignore"):
+        mixed = (mixed ^ (mixed >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> numpy.uint64(31))
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -24,11 +24,10 @@ def plan_lines(
 ) -> list[str]:
     """What a run is about to do."""
     shown = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
-    lines = [f"  {name}: {value}" for name, value in shown.items() if value is not None]
-    for source in data.sources:
-        lines.append(f"data: {source['name']}: {source['rows']:,} rows of {source['shape']}")
-    lines += [f"data: {line}" for line in data.ledger.lines()]
-    lines += ["tokens a row:", *preview.histogram([len(row.input_ids) for row in data.train])]
+    lines = [f"  {name}: {value}" for name, value in shown.items() if value not in (None, "")]
+    lines += [f"data: {source['name']}: {source['path']} ({source['shape']})" for source in data.sources]
+    lines += data.ledger.lines()
+    lines += ["tokens a row:", *preview.histogram(data.train.lengths)]
     lines.append(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     lines.append(
         f"steps: {steps.total:,} of {rows_a_step} rows; warm-up {steps.warmup}, validation every {steps.evaluating}, "
@@ -95,16 +94,28 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
+def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
+    """A run's ledger as sentences, by source."""
+    lines = []
+    for name, account in ledger["sources"].items():
+        lines.append(
+            f"{name}: {account['read']:,} rows read, {account['trained']:,} trained on ({account['repeated']:,} of "
+            f"them copies), {account['validation']:,} held out; {account['trained_tokens']:,} of "
+            f"{account['tokens']:,} tokens carry loss"
+        )
+        lines += [f"{name}, dropped: {count:,}: {what}" for what, count in account["dropped"].items()]
+        lines += [f"{name}, cut: {count:,}: {what}" for what, count in account["truncated"].items()]
+    return [*lines, *ledger["notes"]]
+
+
 def model_card(run: RunInfo) -> str:
     """The adapter's README.md, with the metadata that the hub reads (https://huggingface.co/docs/hub/model-cards)."""
     sources = "\n".join(
-        "| {name} | {rows:,} | {license} | `{sha256}` |".format(
-            **source | {"license": source["license"] or "not stated", "sha256": source["sha256"] or "a folder"}
-        )
+        f"| {source['name']} | {source['rows']:,} | {source['license'] or 'not stated'} | `{source['sha256']}` |"
         for source in run.sources
     )
     metrics = "\n".join(f"- {name}: {value}" for name, value in run.metrics.items())
-    ledger = "\n".join(f"- {name}: {value}" for name, value in run.ledger.items())
+    ledger = "\n".join(f"- {line}" for line in ledger_lines(run.ledger))
     settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(run.settings.items()))
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return f"""---

@@ -11,12 +11,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The last announcement counts: a chain of reasoning may state partial answers on its way. A letter is an option only in
-# upper case and alone: "the answer is a dog" announces none.
-ANSWER = re.compile(
-    r"(?:(?i:answer)\s*(?:(?i:is)\s*:?|:)|答案\s*[是为：:]+)[\s*(（\"“]*"
-    r"(?P<answer>-?\d[\d,]*(?:\.\d+)?|[A-H](?![A-Za-z])|(?i:yes|no)(?![A-Za-z]))"
+# The last announcement counts: a chain of reasoning may state partial answers on its way.
+ANNOUNCED = re.compile(r"(?i:answer)\s*(?:(?i:is)(?![A-Za-z'’])\s*:?|:)|答案\s*[是为：:]+")
+QUOTES = ('""', "“”", "「」", "『』")
+"""A quoted answer is read whole; a pair of marks each."""
+QUOTED = re.compile(
+    "|".join(f"{opened}([^\\n]*?){closed}(?=[\\s.,;:!?)*。，；：！？）]|$)" for opened, closed in QUOTES)
 )
+# An option is a letter in upper case that stands alone: "a dog", "A dog", "A-frame" and "C++" announce none, nor do
+# several letters ("A, B"). Yes and no stand alone too: "no one" is not "no".
+REASON = r"(?:because|since|as|for|which|is)\b"
+NUMBER = r"(?P<minus>-?)(?:(?:US|HK)?\$|Rs\.?\s?|[€£¥￥₹])?\s?(?P<number>-?\d[\d,]*(?:\.\d+)?(?:[/:]\d+)?)"
+OPTION = (
+    rf"(?:A(?!\s+(?!{REASON})[a-z])|[B-H])(?![A-Za-z0-9]|['’+#-])"
+    r"(?!\s*[,、，/&]\s*[A-H](?![A-Za-z]))"
+)
+YES_NO = rf"(?i:yes|no)(?![A-Za-z0-9'’-])(?=\s*(?:$|[^\w\s]|[\u4e00-\u9fff]|{REASON}))"
+SHORT = re.compile(rf"[\s*(（\"“]*(?:{NUMBER}|(?P<word>{OPTION}|{YES_NO}))")
+SENTENCE_END = re.compile(r"[\n。！？；!?]|\.(?=[\"”’)*]*(?:\s|$))")
+AROUND = ' \t\r\n*_`"“”「」『』.,;:。，；：'
 Z_95 = 1.959963984540054
 
 
@@ -45,16 +58,50 @@ class Accuracy:
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer that `text` announces last, in lower case, numbers in their shortest form; None where there is none.
+    """The answer that `text` announces last, in lower case and numbers in their shortest form; None without one.
+
+    A number stands without its unit and an option for its letter; any other answer is what is quoted, or what follows
+    up to the end of its sentence.
 
     >>> extract_answer("3+4→7. So the answer is 7."), extract_answer("所以答案是7。"), extract_answer("seven")
     ('7', '7', None)
+    >>> extract_answer("The answer is a bloody mess."), extract_answer('the answer is "Dr. No".')
+    ('a bloody mess', 'dr. no')
     """
-    found = [match["answer"] for match in ANSWER.finditer(text)]
-    if not found:
-        return None
-    last = found[-1].lower().replace(",", "")
-    return re.sub(r"\.0+$|(?<=\.\d)0+$", "", last)
+    for announced in reversed(list(ANNOUNCED.finditer(text))):
+        answer = _read_announced(text[announced.end() :].lstrip(" \t\r\n*"))
+        if answer:
+            return answer
+    return None
+
+
+def canonical(answer: str) -> str:
+    """A whole answer in the form that `extract_answer` gives: `(C)` → `c`, `$72` → `72`, `7 apples` → `7`."""
+    return _short(SHORT.match(answer)) or _plain(answer)
+
+
+def _read_announced(rest: str) -> str:
+    if quoted := QUOTED.match(rest):
+        answer = next(group for group in quoted.groups() if group is not None)
+        return _short(SHORT.fullmatch(answer.rstrip(")）. "))) or _plain(answer)
+    if short := _short(SHORT.match(rest)):
+        return short
+    end = SENTENCE_END.search(rest)
+    return _plain(rest[: end.start()] if end else rest)
+
+
+def _short(match: re.Match[str] | None) -> str:
+    """A number, an option or yes/no; empty where nothing matched."""
+    if match is None:
+        return ""
+    if match["number"] is None:
+        return match["word"].lower()
+    number = match["minus"] + match["number"].replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).strip(AROUND).lower()
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> Accuracy:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from utils import catalog, cli, runinfo
+from utils import catalog, cli, hygiene, runinfo
 from utils.models import checkpoint_of, get_model
 
 FROM_ROW = "(default: the family's)"
@@ -31,6 +31,9 @@ class Settings:
     val_set_size: float | None
     cutoff_len: int
     truncation: Literal["drop", "prompt", "answer"]
+    drop: list[str]
+    keep: list[str]
+    preprocessing_num_workers: int | None
     lora_r: int
     lora_alpha: int
     lora_dropout: float
@@ -77,6 +80,15 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         choices=("drop", "prompt", "answer"),
         default="drop",
         help="what happens to longer rows; counted in any case (default: drop)",
+    )
+    checks = ", ".join(hygiene.CHECKS)
+    add("--drop", nargs="+", default=[], metavar="CHECK", help=f"drop rows with these findings, too: {checks}")
+    add("--keep", nargs="+", default=[], metavar="CHECK", help="do not drop rows for these findings")
+    add(
+        "--preprocessing_num_workers",
+        type=cli.positive_int,
+        metavar="N",
+        help="processes that encode (default: one; for a large file one a core, at most 8)",
     )
     add("--preview", type=cli.positive_int, metavar="N", help="print N rows with the trained tokens marked, and exit")
 

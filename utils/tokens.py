@@ -6,6 +6,8 @@ know records, templates or labels.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -56,6 +58,25 @@ def control_ids(tokenizer: Tokenizer) -> set[int]:
     """The ids of control tokens; not of UNK, which stands for text."""
     marked = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {*tokenizer.all_special_ids, *marked} - {tokenizer.unk_token_id}  # pyright: ignore[reportReturnType]
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Hex sha256 of all that decides its ids: the Rust tokenizer or, without one, the vocabulary and the settings; and
+    the control tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if hasattr(backend, "to_str"):
+        backend.no_truncation()
+        backend.no_padding()
+        inside = backend.to_str()
+    else:
+        inside = json.dumps([tokenizer.get_vocab(), tokenizer.init_kwargs], sort_keys=True, default=str)
+    outside = [
+        type(tokenizer).__name__,
+        tokenizer.all_special_tokens,
+        sorted(control_ids(tokenizer)),
+        prefix_ids(tokenizer),
+    ]
+    return hashlib.sha256((inside + json.dumps(outside)).encode()).hexdigest()
 
 
 class Codec:

@@ -151,7 +151,7 @@ class SupervisedTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=self._batches,
-            eval_dataset=list(validation_rows) or None,  # pyright: ignore[reportArgumentType]
+            eval_dataset=validation_rows if len(validation_rows) else None,  # pyright: ignore[reportArgumentType]
             callbacks=[_Guard(self), *callbacks],
             processing_class=processing_class,
         )
