@@ -1,6 +1,6 @@
 import pytest
 
-from utils.scoring import Accuracy, exact_match, extract_answer, language, wilson
+from utils.scoring import Accuracy, canonical, exact_match, extract_answer, language, wilson
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,10 @@ from utils.scoring import Accuracy, exact_match, extract_answer, language, wilso
         ("Therefore, the final answer is no.", "no"),
         ("the answer is 1,234.5 dollars", "1234.5"),
         ("Answer: -4", "-4"),
-        ("The answer is nothing.", None),
+        ("The answer is nothing.", "nothing"),
         ("The answer is a dog, so the answer is (C).", "c"),
-        ("The answer is a dog.", None),
+        ("The answer is a dog.", "a dog"),
+        ("The answer is A dog.", "a dog"),
         ("答案是B选项", "b"),
         ("the answer is **B**", "b"),
         ("the answer is 7.0", "7"),
@@ -29,6 +30,53 @@ from utils.scoring import Accuracy, exact_match, extract_answer, language, wilso
 )
 def test_answers_are_read(text: str, answer: str | None) -> None:
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So the answer is a bloody mess. That is all.", "a bloody mess"),
+        ("Therefore, the answer is Sentence A.", "sentence a"),
+        ("The answer is it is not possible to tell.", "it is not possible to tell"),
+        ("所以答案是不能确定。因为题目没有说。", "不能确定"),
+        ("答案：第二句 🙂\n解析在上面", "第二句 🙂"),
+        ("The answer is 7 apples.", "7"),
+        ("the answer is $72", "72"),
+        ("the answer is -$4.50.", "-4.5"),
+        ("the answer is Rs. 5,000 a month", "5000"),
+        ("the answer is 3/4.", "3/4"),
+        ("the answer is 0.250 of it", "0.25"),
+        ("the answer is A because of that", "a"),
+        ("the answer is C. 1120", "c"),
+        ("the answer is (C) 1120", "c"),
+        ("the answer is B because of that", "b"),
+        ("the answer is A, B and C.", "a, b and c"),
+        ("the answer is C++.", "c++"),
+        ("the answer is no one.", "no one"),
+        ("the answer is No, nobody came.", "no"),
+        ("the answer is yes because it rained", "yes"),
+        ("the answer is washington d.c.", "washington d.c"),
+        ("the answer is bloody\nmess", "bloody"),
+        ('The answer is "Dr. No". He has one.', "dr. no"),
+        ("答案是“7个苹果。还有3个梨”。", "7个苹果。还有3个梨"),
+        ('the answer is "(C)".', "c"),
+        ('the answer is "not closed', "not closed"),
+        ("The answer is 7. And the answer is", "7"),
+        ("the answer isn't 7", None),
+        ("the answer is ...", None),
+    ],
+)  # fmt: skip
+def test_free_answers_are_read_to_the_end_of_their_sentence(text: str, answer: str | None) -> None:
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "form"),
+    [("(C)", "c"), ("C", "c"), ("$72", "72"), ("7 apples", "7"), ("1,000", "1000"), ("Yes", "yes"), ("no one", "no one"),
+     ("Dr. No", "dr. no"), ("洗手间", "洗手间"), (" \n", "")],
+)  # fmt: skip
+def test_canonical_form_of_a_whole_answer(answer: str, form: str) -> None:
+    assert canonical(answer) == form
 
 
 def test_exact_match_counts_right_wrong_and_unread() -> None:
