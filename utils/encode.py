@@ -10,6 +10,7 @@ user stays four characters of text (feasible since `split_special_tokens` of tra
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import unicodedata
@@ -40,10 +41,10 @@ class Encoded:
     origin: str
     source: str = ""
 
-    @property
+    @functools.cached_property
     def num_targets(self) -> int:
         """Tokens that carry loss; the first token of a row never can."""
-        return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
+        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
 
 
 class MaskError(ValueError):
@@ -128,7 +129,11 @@ class Encoder:
         elif encoded.num_targets == 0:
             encoded, what = None, "no trained token is left"
         removed = len(ids) - len(kept[0]) if self._truncation == "prompt" else 0
-        sent = [_join(segments, self._prefix, ids_of, self._eos)[0][0] for segments in prompts] if encoded else []
+        sent = []
+        for segments, (start, _) in zip(prompts, spans, strict=False) if encoded else ():
+            # The same segments are the same ids: a text is tokenised once, and by itself.
+            same = full[: len(segments)] == segments
+            sent.append(ids[:start] if same else _join(segments, self._prefix, ids_of, self._eos)[0][0])
         return Draft(
             encoded=encoded, row=row, what=what, spans=spans, prompts=sent, head=head, removed=removed, cut=bool(what)
         )
@@ -243,7 +248,7 @@ def prove(draft: Draft, texts: Sequence[str], tokenizer: Tokenizer, controls: se
     decoded, head, removed, expected = iter(texts), draft.head, draft.removed, [IGNORED] * len(ids)
     for prompt, answer, (start, end) in zip(draft.prompts, answers, draft.spans, strict=True):
         begin, stop = start - removed, min(end - removed, len(ids))
-        sent = prompt[:head] + prompt[head + removed :]
+        sent = prompt[:head] + prompt[head + removed :] if removed else prompt
         if sent[: len(ids)] != ids[:begin]:
             raise MaskError(
                 f"{row.origin}: the prompt differs from what inference sends: {_show(sent, ids[:begin], tokenizer)}"

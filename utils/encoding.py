@@ -13,6 +13,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -173,7 +174,8 @@ def _write(
             on_rows(made.num_rows)
             yield made
 
-    store.write(folder / "rows.arrow", counted(_chunks(rows(), recipe, workers)))
+    with _without_garbage_collection():
+        store.write(folder / "rows.arrow", counted(_chunks(rows(), recipe, workers)))
     if count is not None:
         about["left_out"] = count - about["read"]
         about["read"] = count
@@ -181,23 +183,29 @@ def _write(
 
 
 def _chunks(rows: Iterator[Row], recipe: Recipe, workers: int) -> Iterator[Any]:
-    """The chunks of all rows, in order, made here or by `workers` processes."""
-    if workers == 1:
-        made = recipe.start()
-        for batch in _batches(rows):
-            yield _without_garbage_collection(made, batch)
-        return
-    import multiprocessing
-    from concurrent.futures import Future, ProcessPoolExecutor
+    """The chunks of all rows, in order, made by threads of this process or by `workers` processes.
 
-    # Not by fork: torch's and the tokenizer's threads would be missing in the copy.
-    context = multiprocessing.get_context("spawn")
+    One process has two threads: while the tokenizer, which needs no interpreter, is at one chunk, the next is read and
+    examined.
+    """
+    import multiprocessing
+    from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+    pool: Executor
+    if workers == 1:
+        made, ahead = recipe.start(), 2
+        pool = ThreadPoolExecutor(2)
+    else:
+        made, ahead = _make, CHUNKS_AHEAD * workers
+        # Not by fork: torch's and the tokenizer's threads would be missing in the copy.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(recipe,))
     waiting: deque[Future[Any]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(recipe,)) as pool:
+    with pool:
         try:
             for batch in _batches(rows):
-                waiting.append(pool.submit(_make, batch))
-                if len(waiting) >= CHUNKS_AHEAD * workers:
+                waiting.append(pool.submit(made, batch))
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -217,19 +225,21 @@ _MADE: list[Callable[[list[Row]], Any]] = []
 
 def _start(recipe: Recipe) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    gc.disable()
     _MADE[:] = [recipe.start()]
 
 
 def _make(rows: list[Row]) -> Any:
-    return _without_garbage_collection(_MADE[0], rows)
+    return _MADE[0](rows)
 
 
-def _without_garbage_collection(made: Callable[[list[Row]], Any], rows: list[Row]) -> Any:
-    """Nothing in a chunk refers to itself, and looking for what does took a fifth of the time."""
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Nothing that is made of a row refers to itself, and looking for what does took a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return made(rows)
+        yield
     finally:
         if enabled:
             gc.enable()

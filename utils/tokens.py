@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -88,6 +89,7 @@ class Codec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self._settings = threading.Lock()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._backend = backend if hasattr(backend, "encode_batch_fast") else None
         if self._backend is not None and not all(
@@ -106,10 +108,12 @@ class Codec:
         """
         if self._backend is None:
             return self._ids_by_call(texts, has_control=has_control)
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = not has_control
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._settings:  # they are the tokenizer's, whichever thread asks
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = not has_control
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def texts(self, ids: Iterable[Sequence[int]]) -> list[str]:
         """The text of each list of ids, control tokens included."""
