@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = catalog.parse_mixture(flags.data)
     except ValueError as error:
         parser.error(str(error))
-    rows = [row for part in parts for row in records.read_part(part, records.choose(part, seed=0)[1])]
+    rows = [row for part in parts for row in records.read_chosen(part, seed=0)]
     check_references(rows)
     if flags.output and (flags.output.exists() or not flags.output.parent.is_dir()):
         parser.error(f"--output {flags.output}: it exists already, or its folder does not; nothing was written over")

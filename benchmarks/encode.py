@@ -3,11 +3,11 @@
     python3 benchmarks/encode.py                         # 1 M rows made from the real ones, and 100 k for the memory
     python3 benchmarks/encode.py --rows 100000 10000     # a shorter look
 
-The rows are FLAN's real chains of thought, each copy with a number of its own, so that none repeats. Every figure comes
-from a process of its own:
+The rows are FLAN's real chains of thought, each copy with a number of its own, so that none repeats. Every figure
+comes from a process of its own:
 
-- `tokenizer`: transformers' own call on the same texts (prompt and answer of each row), in batches of 2,048, from memory:
-  what any program that uses this tokenizer has to spend. `rust`: the Rust tokenizer under it, asked directly.
+- `tokenizer`: transformers' own call on the same texts (prompt and answer of each row), in batches of 2,048, from
+  memory: what any program that uses this tokenizer has to spend. `rust`: the Rust tokenizer under it, asked directly.
 - `encode`: read, validate, examine (hygiene and overlap with the evaluation sets), render, tokenise, prove, write.
 - `again`: the same command a second time, which finds its rows in the cache.
 
@@ -35,7 +35,7 @@ BATCH = 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description="How fast records become encoded rows.")
     parser.add_argument("--rows", nargs=2, type=int, default=[1_000_000, 100_000], metavar="N")
     parser.add_argument("--rounds", type=int, default=1, help="each figure's repeats; the median is kept")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -144,7 +144,7 @@ def rust(file: Path, tokenizer_path: Path, processes: int) -> dict[str, Any]:
 
 
 def _alone(file: Path, tokenizer_path: Path, processes: int, way: str) -> dict[str, Any]:
-    """The tokenizer on the texts of 100,000 rows at most, from memory, in one process with its threads or in several."""
+    """The tokenizer on the texts of 100,000 rows at most, from memory: in one process with its threads, or several."""
     import multiprocessing
 
     from utils.templates import TEMPLATES

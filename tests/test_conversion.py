@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from utils import conversion
+from utils.cache import content_hash
 from utils.conversion import convert_files, provenance_path
 from utils.converters import CONVERTERS, Options
 from utils.readers import read_rows
@@ -43,7 +44,7 @@ def test_rows_are_written_in_order_and_accounted_for(raw: Path, tmp_path: Path, 
     found = json.loads(provenance_path(out).read_text(encoding="utf-8"))
     assert (found["converter"], found["read"], found["written"], found["dropped"]) == ("fields", 6, 4, {"no output": 2})
     assert [(given["name"], given["rows"]) for given in found["inputs"]] == [("raw.jsonl", 3)] * 2
-    assert found["sha256"] == done.sha256 == conversion.hash_path(out)
+    assert found["sha256"] == done.sha256 == content_hash(out)
     assert found["options"]["style"] == "cot"
     assert left(out.parent) == {out.name, provenance_path(out).name}
 

@@ -96,7 +96,9 @@ def test_questions_of_evaluation_sets_are_not_trained_on(tokenizer: Any, tmp_pat
     data = build(path, tokenizer=tokenizer, val_set_size=0, overlap=sets)
     assert data.ledger.total.dropped == {what("evaluation_overlap"): 1}
     assert "held against the questions of t; not on this machine: u" in data.ledger.notes
-    kept = build(path, tokenizer=tokenizer, val_set_size=0, overlap=sets, drop=hygiene.resolve(keep=["evaluation_overlap"]))
+    kept = build(
+        path, tokenizer=tokenizer, val_set_size=0, overlap=sets, drop=hygiene.resolve(keep=["evaluation_overlap"])
+    )
     assert kept.ledger.total.reported[what("evaluation_overlap")] == 1
 
 
@@ -106,7 +108,11 @@ def test_findings_are_reported_and_dropped_only_when_asked(tokenizer: Any, tmp_p
     data = build(path, tokenizer=tokenizer, val_set_size=0)
     assert (len(data.train), data.ledger.total.reported) == (4, {what("refusal"): 1})
     dropped = build(path, tokenizer=tokenizer, val_set_size=0, drop=hygiene.resolve(["refusal"]))
-    assert (len(dropped.train), dropped.ledger.total.dropped, dropped.ledger.total.reported) == (3, {what("refusal"): 1}, {})
+    assert (len(dropped.train), dropped.ledger.total.dropped, dropped.ledger.total.reported) == (
+        3,
+        {what("refusal"): 1},
+        {},
+    )
 
 
 def test_the_catalogues_licence_comes_along_and_another_file_is_noted(tokenizer: Any) -> None:
@@ -134,7 +140,7 @@ def test_a_lowered_validation_set_is_said(tokenizer: Any, tmp_path: Path) -> Non
     ("rows", "options", "message"),
     [
         (RECORDS, {"cutoff_len": 8}, r"all 8 rows were dropped \(8: longer than --cutoff_len 8\): raise --cutoff_len"),
-        ([{"instruction": "a", "output": ""}] * 3, {}, r"all 3 rows were dropped \(3: an answer is empty\): --keep names"),
+        ([{"instruction": "a", "output": ""}] * 3, {}, r"all 3 rows were dropped \(3: an answer is empty\): give --data other rows; --keep names"),
     ],
 )  # fmt: skip
 def test_nothing_left_is_an_error(tokenizer: Any, tmp_path: Path, rows: Any, options: Any, message: str) -> None:

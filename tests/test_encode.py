@@ -9,9 +9,9 @@ from conftest import RECORDS
 from utils import encode
 from utils.encode import (
     IGNORED,
+    Draft,
     Encoded,
     MaskError,
-    Draft,
     encode_prompt,
     encode_rows,
     prove,

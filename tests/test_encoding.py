@@ -56,7 +56,9 @@ def test_rows_come_back_as_they_were_encoded(part: Part, recipe: Recipe, tokeniz
     assert expected[-1].origin == f"{part.path} line {len(expected)}"
 
 
-def test_several_processes_and_small_chunks_make_the_same(part: Part, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_processes_and_small_chunks_make_the_same(
+    part: Part, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     expected = encoded(part, recipe)
     monkeypatch.setattr(store, "CHUNK_ROWS", 2)
     told: list[int] = []
@@ -100,7 +102,9 @@ def test_whatever_the_rows_depend_on_makes_them_anew(
     assert not encode_part(part, recipe, seed=0).cached
 
 
-def test_the_same_content_elsewhere_is_known_and_named_by_its_own_path(part: Part, recipe: Recipe, tmp_path: Path) -> None:
+def test_the_same_content_elsewhere_is_known_and_named_by_its_own_path(
+    part: Part, recipe: Recipe, tmp_path: Path
+) -> None:
     encode_part(part, recipe, seed=0)
     twin = tmp_path / "b.jsonl"
     twin.write_bytes(part.path.read_bytes())

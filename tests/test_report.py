@@ -2,7 +2,7 @@ from pathlib import Path
 
 from test_runinfo import make_run
 
-from utils import report, runinfo
+from utils import plots, report, runinfo
 
 
 def test_the_plot_is_a_png_of_both_curves(tmp_path: Path) -> None:
@@ -12,7 +12,7 @@ def test_the_plot_is_a_png_of_both_curves(tmp_path: Path) -> None:
         {"step": 2, "eval_loss": 1.5},
         {"step": 2, "train_runtime": 1},
     ]
-    report.plot_loss(log, tmp_path / "loss.png", "tiny on cot")
+    plots.loss(log, tmp_path / "loss.png", "tiny on cot")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils import plots
 from utils.catalog import HUB_REPOSITORY, STATUSES, DatasetSpec
 
 TAGS = (
@@ -231,7 +232,7 @@ def bubble(catalog: Mapping[str, DatasetSpec], path: Path) -> None:
     collected = {key: spec for key, spec in catalog.items() if spec.status == "collected"}
     sizes = {key: spec.size for key, spec in collected.items() if spec.size}
     largest = max(sizes, key=lambda key: sizes[key])
-    pyplot = _pyplot()
+    pyplot = plots.pyplot(chinese=False)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(17, 8.2), dpi=100, width_ratios=(5, 11))
     everything = packed(sizes, area=15.0)
     _draw(left, everything, collected)
@@ -247,12 +248,12 @@ def bubble(catalog: Mapping[str, DatasetSpec], path: Path) -> None:
     right.set_title(f"Without {collected[largest].title}: {sum(rest.values()):,} rows, enlarged", fontsize=13)
     handles = [pyplot.Line2D([], [], marker="o", ls="", ms=9, color=c, label=name) for name, c in COLOURS.items()]
     left.legend(handles=handles, loc="lower center", ncols=4, bbox_to_anchor=(0.5, -0.08), frameon=False)
-    _save(figure, path)
+    plots.save(figure, path)
 
 
 def pie(catalog: Mapping[str, DatasetSpec], path: Path) -> None:
     """Draws as a PNG the shares of Chinese, English and chain-of-thought rows, and of the nine sets in the last."""
-    pyplot = _pyplot()
+    pyplot = plots.pyplot(chinese=False)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(15, 5.6), dpi=100)
     parts = {label: catalog[key].size or 0 for key, label in PARTS.items()}
     _ring(left, parts, PART_COLOURS, "Three parts: Chinese, English, chain of thought")
@@ -261,17 +262,7 @@ def pie(catalog: Mapping[str, DatasetSpec], path: Path) -> None:
     sets = {nine[key].title.removeprefix("CoT: "): nine[key].size or 0 for key in order}
     colours = [SHADES[i % len(SHADES)] for i in range(len(sets))]
     _ring(right, sets, colours, f"Chain of thought: {len(sets)} sets")
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams["font.family"] = ["DejaVu Sans"]
-    return pyplot
+    plots.save(figure, path)
 
 
 def _label(spec: DatasetSpec) -> str:
@@ -340,10 +331,3 @@ def spread(heights: Sequence[float], *, least: float) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Without matplotlib's name and version, so that equal pictures are equal files."""
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})
-    _pyplot().close(figure)

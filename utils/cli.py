@@ -24,14 +24,14 @@ from utils.templates import TEMPLATES
 class Parser(argparse.ArgumentParser):
     """Strict: no abbreviations, and an unknown flag names the nearest one."""
 
-    def __init__(self, doc: str | None) -> None:
+    def __init__(self, doc: str | None = None, usage: str = "%(prog)s [flags]", **options: Any) -> None:
         title, _, epilog = (doc or "").partition("\n\n")
+        settings: dict[str, Any] = {"description": title, "epilog": epilog} | options
         super().__init__(
-            description=title,
-            epilog=epilog,
-            usage="%(prog)s [flags]",  # thirty lines of usage would hide the error that follows them
+            usage=usage,  # thirty lines of usage would hide the error that follows them
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -202,18 +202,22 @@ def use_color(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
+def _ignore(count: int) -> None:
+    """Nobody watches."""
+
+
 @contextmanager
-def bar(what: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
+def bar(what: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[[int], object]]:
     """A progress bar on the main process's terminal, and nothing elsewhere; yields the function that is told how much
     more is done."""
     if not sys.stderr.isatty() or os.environ.get("LOCAL_RANK", "0") != "0":
-        yield lambda count: None
+        yield _ignore
         return
     from tqdm import tqdm
 
     scale = unit == "B"
     with tqdm(desc=what, total=total, unit=unit, unit_scale=scale, delay=0.5, dynamic_ncols=True) as shown:
-        yield lambda count: shown.update(count) and None
+        yield lambda count: shown.update(count)
 
 
 class Main(Protocol):

@@ -3,33 +3,26 @@
 Knows: streaming outcomes to a file, the order of hash-sorted sets, counts, and the provenance file beside the output.
 Does not know any format (`utils.converters` does), the catalogue, or people.
 
-The output is written beside its place and moved there at the end, so an error or Ctrl-C leaves what was there before. A
-rerun with the same inputs, options and code, and an output that is still as it was written, does nothing.
+A rerun with the same inputs, options and code, and an output that is still as it was written, does nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from utils import converters
+from utils import cache, converters, cot
 from utils.converters import Dropped, Options, Record
+from utils.outputs import atomic, require_ending, write_records
 
-ENDINGS = (".json", ".jsonl")
 PROVENANCE = ".source.json"
 """Follows the output's name."""
-CODE = Path(__file__).resolve().parent
-PHRASINGS = CODE.parent / "data" / "cot_phrasings.toml"
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,7 @@ def convert_files(
     out: Path,
     *,
     options: Options | None = None,
-    on_row: Callable[[], None] = lambda: None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> Conversion:
     """Converts `raws`, in their order, with the converter `name` into `out`; `on_row` is called after each row.
 
@@ -69,8 +62,7 @@ def convert_files(
     """
     options = options or Options()
     converter = converters.find(name)
-    if out.suffix not in ENDINGS:
-        raise ValueError(f"{out}: the ending {out.suffix!r} is not one of {', '.join(ENDINGS)}")
+    require_ending(out)
     if not raws:
         raise ValueError(f"{out}: no raw file was given to convert")
     for raw in raws:
@@ -83,7 +75,7 @@ def convert_files(
         "converter": name,
         "options": asdict(options),
         "code": code_hash(),
-        "inputs": [{"name": raw.name, "sha256": hash_path(raw)} for raw in raws],
+        "inputs": [{"name": raw.name, "sha256": cache.content_hash(raw)} for raw in raws],
     }
     if done := _already_done(source, out):
         return done
@@ -94,16 +86,15 @@ def convert_files(
         if converter.sorted_by_hash
         else (record for _, record in rows)
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _atomic(out) as file:
-        count.written = _write(records, file, array=out.suffix == ".json")
+    with atomic(out) as file:
+        count.written = write_records(records, file, array=out.suffix == ".json")
         count.prove()
     conversion = Conversion(
         read=count.read,
         written=count.written,
         dropped=count.dropped,
         dialogues=count.dialogues,
-        sha256=hash_path(out),
+        sha256=cache.content_hash(out),
         seconds=time.perf_counter() - start,
     )
     _write_provenance(source, conversion, count.by_file, out)
@@ -119,7 +110,7 @@ class _Count:
         self.dropped: Counter[str] = Counter()
         self.by_file: list[int] = []
 
-    def records(self, name: str, options: Options, on_row: Callable[[], None]) -> Iterator[tuple[bytes, Record]]:
+    def records(self, name: str, options: Options, on_row: Callable[[], object]) -> Iterator[tuple[bytes, Record]]:
         """The hash of the raw row where rows are sorted by it, and its record."""
         converter = converters.find(name)
         for raw_file in self.raws:
@@ -153,41 +144,6 @@ def _row_hash(set_name: str, raw: Any) -> bytes:
     return hashlib.sha256(json.dumps([set_name, raw], default=repr).encode()).digest()
 
 
-def _write(records: Iterable[Record], file: TextIO, *, array: bool) -> int:
-    written = 0
-    for written, record in enumerate(records, start=1):
-        if array:
-            file.write("[\n" if written == 1 else ",\n")
-        file.write(json.dumps(record, ensure_ascii=False))
-        if not array:
-            file.write("\n")
-    if array:
-        file.write("\n]\n")
-    return written
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` where the block ends well, and is gone where it does not."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are their owner's alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def provenance_path(out: Path) -> Path:
     """The file beside `out` that tells where it came from."""
     return out.with_name(out.name + PROVENANCE)
@@ -197,7 +153,7 @@ def _write_provenance(source: Mapping[str, Any], conversion: Conversion, by_file
     inputs = [{**given, "rows": rows} for given, rows in zip(source["inputs"], by_file, strict=True)]
     counts = {"read": conversion.read, "written": conversion.written, "dropped": dict(conversion.dropped.most_common())}
     document = {**source, "inputs": inputs, **counts, "dialogues": conversion.dialogues, "sha256": conversion.sha256}
-    with _atomic(provenance_path(out)) as file:
+    with atomic(provenance_path(out)) as file:
         file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -207,7 +163,7 @@ def _already_done(source: Mapping[str, Any], out: Path) -> Conversion | None:
         found = json.loads(provenance_path(out).read_text(encoding="utf-8"))
         inputs = [{"name": given["name"], "sha256": given["sha256"]} for given in found["inputs"]]
         same = {**{key: found[key] for key in source}, "inputs": inputs} == source
-        if not same or found["sha256"] != hash_path(out):
+        if not same or found["sha256"] != cache.content_hash(out):
             return None
         return Conversion(
             read=found["read"],
@@ -224,21 +180,6 @@ def _already_done(source: Mapping[str, Any], out: Path) -> Conversion | None:
 
 def code_hash() -> str:
     """The sha256 of the code and the phrasings that decide what a conversion gives."""
-    files = [CODE / f"{stem}.py" for stem in ("formats", "scoring", "cot", "conversion")]
-    digest = hashlib.sha256()
-    for file in [*files, *sorted((CODE / "converters").glob("*.py")), PHRASINGS]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def hash_path(path: Path) -> str:
-    """The sha256 of a file, or of the names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    formats = [f"converters/{file.stem}" for file in sorted((cache.CODE / "converters").glob("*.py"))]
+    code = cache.code_hash(["formats", "scoring", "cot", "conversion", "outputs", *formats])
+    return hashlib.sha256(f"{code} {cache.content_hash(cot.PHRASINGS)}".encode()).hexdigest()

@@ -15,9 +15,10 @@ import itertools
 import operator
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 from utils.readers import Row
 from utils.templates import Segment, Template, prompts_of, render, render_prompt
@@ -62,6 +63,21 @@ class Outcome:
     """[start, end) of each run of trained tokens, one after the other."""
 
 
+Result = TypeVar("Result")
+Stages = Generator[Callable[[], Any], Any, Result]
+"""Yields work for the tokenizer, is sent its result, and returns a result in the end."""
+
+
+def finish(stages: Stages[Result]) -> Result:
+    """Runs stages to their end, each piece of work at once."""
+    work = next(stages)
+    while True:
+        try:
+            work = stages.send(work())
+        except StopIteration as end:
+            return end.value
+
+
 class Encoder:
     """Rows as ids and labels, each of them proved.
 
@@ -76,7 +92,8 @@ class Encoder:
 
     def __init__(self, template: Template, tokenizer: Tokenizer, *, cutoff_len: int, truncation: Truncation) -> None:
         self._template, self._tokenizer, self._codec = template, tokenizer, Codec(tokenizer)
-        self._cutoff_len, self._truncation = cutoff_len, truncation
+        self._cutoff_len = cutoff_len
+        self._truncation: Truncation = truncation
         self._eos, self._prefix = require_eos(tokenizer), _prefix(template, tokenizer)
         self._controls = control_ids(tokenizer)
 
@@ -86,15 +103,21 @@ class Encoder:
         Raises:
             MaskError: a row failed the proof, or cannot be rendered; the message names it.
         """
+        return finish(self.stages(rows))
+
+    def stages(self, rows: Sequence[Row]) -> Stages[list[Outcome]]:
+        """`__call__` as a generator that hands out the tokenizer's work, and is sent what came of it: that work needs
+        no interpreter, so a caller can go on with other rows meanwhile."""
         rendered = [self._rendered(row) for row in rows]
-        ids_of = self._tokenised([segments for full, prompts in rendered for segments in (full, *prompts)])
+        keys = {(s.text, s.has_control) for full, prompts in rendered for part in (full, *prompts) for s in part}
+        ids_of = yield functools.partial(self._tokenised, keys)
         drafts = [self._draft(row, *parts, ids_of) for row, parts in zip(rows, rendered, strict=True)]
         wanted = [ids for draft in drafts for ids in draft.whole_answers()]
-        texts = iter(self._codec.texts(wanted))
-        outcomes = []
+        decoded = yield functools.partial(self._codec.texts, wanted)
+        texts, outcomes = iter(decoded), []
         for draft in drafts:
             if draft.encoded is not None:
-                prove(draft, [next(texts) for _ in draft.whole_answers()], self._tokenizer, self._controls)
+                prove(draft, list(islice(texts, draft.num_whole)), self._tokenizer, self._controls)
             outcomes.append(Outcome(encoded=draft.encoded, what=draft.what, spans=draft.kept_spans()))
         return outcomes
 
@@ -107,15 +130,13 @@ class Encoder:
             raise MaskError(f"{row.origin}: {error}") from error
         return full, prompts
 
-    def _tokenised(self, renderings: Iterable[Sequence[Segment]]) -> dict[tuple[str, bool], list[int]]:
-        """The ids of each different text, each tokenised once."""
-        keys = {(segment.text, segment.has_control) for segments in renderings for segment in segments}
+    def _tokenised(self, keys: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:
+        """The ids of each (text, has_control), each tokenised once."""
         found: dict[tuple[str, bool], list[int]] = {}
         for has_control in (False, True):
             texts = [text for text, control in keys if control == has_control]
-            found |= zip(
-                ((t, has_control) for t in texts), self._codec.ids(texts, has_control=has_control), strict=True
-            )
+            ids = self._codec.ids(texts, has_control=has_control)
+            found.update(zip([(text, has_control) for text in texts], ids, strict=True))
         return found
 
     def _draft(self, row: Row, full: Sequence[Segment], prompts: Sequence[Sequence[Segment]], ids_of: _IdsOf) -> Draft:
@@ -213,12 +234,16 @@ class Draft:
         moved = [(start - self.removed, min(end - self.removed, size)) for start, end in self.spans]
         return [place for start, end in moved if start < end for place in (start, end)]
 
+    @functools.cached_property
+    def num_whole(self) -> int:
+        """How many answers are whole; what is cut, is cut from the last ones."""
+        size = len(self.encoded.input_ids) if self.encoded else 0
+        return sum(end - self.removed <= size for _, end in self.spans)
+
     def whole_answers(self) -> list[list[int]]:
         """The ids of each answer that is whole, without the token that ends it."""
-        if self.encoded is None:
-            return []
-        ids, removed = self.encoded.input_ids, self.removed
-        return [ids[start - removed : end - removed - 1] for start, end in self.spans if end - removed <= len(ids)]
+        ids = self.encoded.input_ids if self.encoded else []
+        return [ids[start - self.removed : end - self.removed - 1] for start, end in self.spans[: self.num_whole]]
 
 
 def prove(draft: Draft, texts: Sequence[str], tokenizer: Tokenizer, controls: set[int]) -> None:

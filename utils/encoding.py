@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import cache, catalog, hygiene, records, store
-from utils.encode import Encoder, Outcome, Truncation
+from utils.encode import Encoder, Outcome, Stages, Truncation, finish
 from utils.overlap import EvaluationSets
 from utils.readers import Row
 from utils.templates import Template, fingerprint
@@ -78,19 +78,20 @@ class Recipe:
     overlap: EvaluationSets | None = None
     languages: tuple[str, ...] = ()
 
-    def start(self) -> Callable[[list[Row]], Any]:
-        """The function from rows to a chunk, with all that is made once."""
+    def start(self) -> Callable[[list[Row]], Stages[Any]]:
+        """The function from rows to a chunk, in stages, with all that is made once."""
         encoder = Encoder(self.template, self.tokenizer, cutoff_len=self.cutoff_len, truncation=self.truncation)
         examiner = hygiene.Examiner(self.overlap, self.languages)
         empty = hygiene.BITS["empty_answer"] | hygiene.BITS["empty_instruction"]
 
-        def made(rows: list[Row]) -> Any:
+        def stages(rows: list[Row]) -> Stages[Any]:
             examined = [_examined(row, examiner) for row in rows]
-            encoded = iter(encoder([row for row, each in zip(rows, examined, strict=True) if not each.flags & empty]))
+            sound = [row for row, each in zip(rows, examined, strict=True) if not each.flags & empty]
+            encoded = iter((yield from encoder.stages(sound)))
             nothing = Outcome(encoded=None, what="empty")
             return store.chunk([nothing if each.flags & empty else next(encoded) for each in examined], examined)
 
-        return made
+        return stages
 
 
 def encode_part(
@@ -183,29 +184,21 @@ def _write(
 
 
 def _chunks(rows: Iterator[Row], recipe: Recipe, workers: int) -> Iterator[Any]:
-    """The chunks of all rows, in order, made by threads of this process or by `workers` processes.
-
-    One process has two threads: while the tokenizer, which needs no interpreter, is at one chunk, the next is read and
-    examined.
-    """
-    import multiprocessing
-    from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-
-    pool: Executor
+    """The chunks of all rows, in order, made here or by `workers` processes."""
     if workers == 1:
-        made, ahead = recipe.start(), 2
-        pool = ThreadPoolExecutor(2)
-    else:
-        made, ahead = _make, CHUNKS_AHEAD * workers
-        # Not by fork: torch's and the tokenizer's threads would be missing in the copy.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(recipe,))
+        yield from _overlapped(map(recipe.start(), _batches(rows)))
+        return
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+    # Not by fork: torch's and the tokenizer's threads would be missing in the copy.
+    context = multiprocessing.get_context("spawn")
     waiting: deque[Future[Any]] = deque()
-    with pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(recipe,)) as pool:
         try:
             for batch in _batches(rows):
-                waiting.append(pool.submit(made, batch))
-                if len(waiting) > ahead:
+                waiting.append(pool.submit(_make, batch))
+                if len(waiting) > CHUNKS_AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -214,12 +207,34 @@ def _chunks(rows: Iterator[Row], recipe: Recipe, workers: int) -> Iterator[Any]:
                 future.cancel()
 
 
+def _overlapped(chunks: Iterator[Stages[Any]]) -> Iterator[Any]:
+    """The results of stages, in order. While a thread is at the tokenizer's work for one chunk, which needs no
+    interpreter, this one is at the work of its neighbours: each turn begins a chunk and takes the older ones one stage
+    on."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    going: list[tuple[Stages[Any], Future[Any]]] = []
+    with ThreadPoolExecutor(1) as pool:
+        while True:
+            begun = next(chunks, None)
+            older, going = going, []
+            if begun is not None:
+                going.append((begun, pool.submit(next(begun))))
+            elif not older:
+                return
+            for stages, work in older:
+                try:
+                    going.append((stages, pool.submit(stages.send(work.result()))))
+                except StopIteration as end:
+                    yield end.value
+
+
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
     while batch := list(islice(rows, store.CHUNK_ROWS)):
         yield batch
 
 
-_MADE: list[Callable[[list[Row]], Any]] = []
+_MADE: list[Callable[[list[Row]], Stages[Any]]] = []
 """In a worker: what its recipe started."""
 
 
@@ -230,7 +245,7 @@ def _start(recipe: Recipe) -> None:
 
 
 def _make(rows: list[Row]) -> Any:
-    return _MADE[0](rows)
+    return finish(_MADE[0](rows))
 
 
 @contextmanager

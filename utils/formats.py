@@ -1,7 +1,7 @@
 """Files as raw rows: opening, decoding and cutting each format, one row at a time.
 
 Knows: JSON arrays, JSON Lines, CSV/TSV with a header, Parquet, `datasets` folders, plain lines, and gzip around the
-text formats. Does not know what a row means. Memory does not grow with the file: a row is read, handed on and forgotten.
+text formats. Does not know what a row means. Memory does not grow with the file: a row is read, handed on, forgotten.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def document(path: Path) -> Any:
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """The file as text, unpacked where it ends in .gz; a byte-order mark is skipped, or it would stick to the first key.
+    """The file as text, unpacked where it ends in .gz; a byte-order mark is skipped, or it sticks to the first key.
 
     Raises:
         ValueError: bytes that are not UTF-8 (with their place), or a broken gzip file.

@@ -51,6 +51,12 @@ class Ledger:
     sources: dict[str, Account] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, names: Sequence[str]) -> tuple[Ledger, list[Account]]:
+        """A ledger with an empty account for each name, and the accounts in that order; equal names share one."""
+        ledger = cls(sources={name: Account() for name in names})
+        return ledger, [ledger.sources[name] for name in names]
+
     @property
     def total(self) -> Account:
         """The accounts added up."""

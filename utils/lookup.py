@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+SHOWN = 20
+"""Names in a message; the nearest are named in any case."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
@@ -22,7 +24,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     guess = f" Did you mean {' or '.join(near)}?" if near else ""
     place = f" in {where}" if where else ""
-    return f"unknown {kind} {name!r}{place}.{guess} Known: {', '.join(names)}."
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"unknown {kind} {name!r}{place}.{guess} Known: {', '.join(names[:SHOWN])}{more}."
 
 
 def find(kind: str, name: str, registry: Mapping[str, Value], where: str = "") -> Value:

@@ -111,6 +111,11 @@ class EvaluationSets:
         self.fingerprint = digest.hexdigest()
         """Hex sha256 over names, run lengths and words: equal for sets that match the same texts."""
 
+    def described(self) -> str:
+        """What rows were held against, and which tasks are not here, in one line."""
+        absent = f"; not on this machine: {', '.join(self.absent)}" if self.absent else ""
+        return f"held against the questions of {', '.join(self.checked) or 'no evaluation set'}{absent}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return EvaluationSets, (self._sets, self.absent)
 

@@ -40,6 +40,11 @@ def read_part(part: catalog.Part, chosen: Set[int] | None = None) -> Iterator[Ro
             yield replace(row, source=part.name)
 
 
+def read_chosen(part: catalog.Part, seed: int) -> Iterator[Row]:
+    """The rows of one part that its `:N` takes by `seed`, as `read_part` reads them."""
+    return read_part(part, choose(part, seed)[1])
+
+
 def choose(part: catalog.Part, seed: int) -> tuple[int | None, Set[int] | None]:
     """For a part with `:N`: how many rows its file has, and which of them a seeded draw takes. (None, None): all are
     taken, and nothing was counted."""

@@ -1,4 +1,4 @@
-"""What a run tells people: its plan, its result, its model card and the plot of its loss.
+"""What a run tells people: its plan, its result, its model card.
 
 Knows: how to draw and to write. Does not know how anything was computed.
 """
@@ -6,17 +6,15 @@ Knows: how to draw and to write. Does not know how anything was computed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils import preview, runinfo
+from utils import plots, preview, runinfo
 from utils.dataset import TrainingData
 from utils.progress import LOG_NAME
 from utils.runinfo import RunInfo
 from utils.schedule import Steps, duration
-
-CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
 
 
 def plan_lines(
@@ -53,40 +51,10 @@ def result_lines(run: RunInfo, directory: Path) -> list[str]:
 def publish(run: RunInfo, directory: Path) -> list[str]:
     """Writes the plot, the card and, last, `run.json`: a directory that has it is a finished run. Returns
     `result_lines`."""
-    plot_loss(read_log(directory / LOG_NAME), directory / "loss.png", f"{Path(run.base).name} on {'-'.join(run.data)}")
+    plots.loss(read_log(directory / LOG_NAME), directory / "loss.png", f"{Path(run.base).name} on {'-'.join(run.data)}")
     (directory / "README.md").write_text(model_card(run), encoding="utf-8")
     runinfo.write(run, directory)
     return result_lines(run, directory)
-
-
-def plot_loss(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draws training and validation loss over optimizer steps as PNG, from entries of `training_log.jsonl`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import font_manager, pyplot
-
-    # Data names may be Chinese; matplotlib's own font has no such glyphs.
-    installed = set(font_manager.get_font_names())
-    pyplot.rcParams["font.family"] = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in installed)]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(entry["step"], entry[key]) for entry in log if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.5)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per trained token)")
-    losses = [entry[key] for entry in log for key in ("loss", "eval_loss") if key in entry]
-    if losses and 0 < 20 * min(losses) < max(losses):
-        axes.set_yscale("log")  # a small loss would lie on the axis
-    else:
-        axes.set_ylim(bottom=0)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Knows: argparse and the model rows that answer for a flag left out. Does not kno
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -81,9 +82,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         default="drop",
         help="what happens to longer rows; counted in any case (default: drop)",
     )
-    checks = ", ".join(hygiene.CHECKS)
-    add("--drop", nargs="+", default=[], metavar="CHECK", help=f"drop rows with these findings, too: {checks}")
-    add("--keep", nargs="+", default=[], metavar="CHECK", help="do not drop rows for these findings")
+    add_hygiene_flags(add)
     add(
         "--preprocessing_num_workers",
         type=cli.positive_int,
@@ -91,6 +90,14 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="processes that encode (default: one; for a large file one a core, at most 8)",
     )
     add("--preview", type=cli.positive_int, metavar="N", help="print N rows with the trained tokens marked, and exit")
+
+
+def add_hygiene_flags(add: Callable[..., Any]) -> None:
+    """Which findings cost a row its place; `add` is a parser's or a group's `add_argument`."""
+    default = ", ".join(sorted(hygiene.resolve()))
+    checks = ", ".join(hygiene.CHECKS)
+    add("--drop", nargs="+", default=[], metavar="CHECK", help=f"drop rows for these, too, of: {checks}")
+    add("--keep", nargs="+", default=[], metavar="CHECK", help=f"do not drop rows for these, of: {default}")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser) -> None:

@@ -99,10 +99,11 @@ class EncodedFile:
     def texts(self, name: str, rows: numpy.ndarray) -> list[tuple[str, int]]:
         """The different texts of a column in the rows where `rows` (bool) is true, with their counts."""
         import pyarrow
-        import pyarrow.compute
+        from pyarrow import compute
 
         chosen = self._table[name].filter(pyarrow.array(rows))
-        return [(each["values"], each["counts"]) for each in pyarrow.compute.value_counts(chosen).to_pylist()]
+        counts = compute.value_counts(chosen)  # pyright: ignore[reportAttributeAccessIssue]
+        return [(each["values"], each["counts"]) for each in counts.to_pylist()]
 
     def row(self, index: int) -> Encoded:
         """The row with its labels."""

@@ -64,7 +64,7 @@ def control_ids(tokenizer: Tokenizer) -> set[int]:
 def fingerprint(tokenizer: Any) -> str:
     """Hex sha256 of all that decides its ids: the Rust tokenizer or, without one, the vocabulary and the settings; and
     the control tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if hasattr(backend, "to_str"):
         backend.no_truncation()
         backend.no_padding()
@@ -106,6 +106,8 @@ class Codec:
         Args:
             has_control: control tokens in the texts are meant; otherwise `</s>` is four characters.
         """
+        if not texts:
+            return []
         if self._backend is None:
             return self._ids_by_call(texts, has_control=has_control)
         with self._settings:  # they are the tokenizer's, whichever thread asks
@@ -122,8 +124,6 @@ class Codec:
         return self._backend.decode_batch([list(row) for row in ids], skip_special_tokens=False)
 
     def _ids_by_call(self, texts: Sequence[str], *, has_control: bool) -> list[list[int]]:
-        if not texts:
-            return []
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not has_control)["input_ids"]
 
     def _text_by_call(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,129 @@
+"""Which rows of a mixture stay: those with findings that are dropped go, and those that repeat an earlier row.
+
+Knows: what was found in each row (`utils.hygiene`), and the ledger. Does not know where rows are kept; it sees columns
+of numbers, so a mixture of many millions of rows fits into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from utils import hygiene
+from utils.ledger import Account
+
+if TYPE_CHECKING:
+    import numpy
+
+
+class Columns(Protocol):
+    """The rows of one part; `utils.store.COLUMNS` says what each column holds."""
+
+    def __len__(self) -> int: ...
+    def column(self, name: str) -> numpy.ndarray:
+        """`flags` (uint32), `record` (uint64) or `kept` (bool), an element a row."""
+        ...
+
+    def texts(self, name: str, rows: numpy.ndarray) -> list[tuple[str, int]]:
+        """The different texts of the column `what` where `rows` (bool) is true, with their counts."""
+        ...
+
+
+def sieve(
+    parts: Sequence[Columns],
+    accounts: Sequence[Account],
+    drop: frozenset[str],
+    *,
+    texts: Callable[[int], Iterable[str]],
+) -> list[numpy.ndarray]:
+    """For each part, which of its rows stay (bool); all others are counted in its account, by reason.
+
+    Args:
+        drop: names of `hygiene.CHECKS`.
+        texts: reads the texts of the rows of a part again; asked only where near duplicates are dropped.
+    """
+    alive = [_sound(part, account, drop) for part, account in zip(parts, accounts, strict=True)]
+    if "duplicate" in drop:
+        _take_out(_first_of_its_kind(parts, alive), alive, accounts, "duplicate")
+    if "near_duplicate" in drop:
+        _take_out(_unlike_the_earlier(alive, texts), alive, accounts, "near_duplicate")
+    for part, account, mine in zip(parts, accounts, alive, strict=True):
+        _describe_kept(part, account, mine)
+    return alive
+
+
+def nothing_left(total: Account) -> str:
+    """What to say when no row stays: why, and what can be done."""
+    reasons = "; ".join(f"{count:,}: {reason}" for reason, count in total.dropped.items())
+    if any(reason.startswith("longer than") for reason in total.dropped):
+        advice = "raise --cutoff_len, or choose another --truncation"
+    elif hygiene.CHECKS["evaluation_overlap"].what in total.dropped:
+        advice = "train on other rows; --keep evaluation_overlap trains on these, and spoils the evaluation"
+    else:
+        advice = "give --data other rows; --keep names what is not dropped"
+    return f"all {total.read - total.left_out:,} rows were dropped ({reasons}): {advice}"
+
+
+def _sound(part: Columns, account: Account, drop: frozenset[str]) -> numpy.ndarray:
+    """Which rows of a part stay (bool), by what is known of each alone."""
+    import numpy
+
+    alive = numpy.ones(len(part), dtype=bool)
+    flags = part.column("flags")
+    for name, check in hygiene.CHECKS.items():
+        if name in drop and check.per_row:
+            found = alive & (flags & hygiene.BITS[name] != 0)
+            _count(account, check.what, int(found.sum()))
+            alive &= ~found
+    unencoded = alive & ~part.column("kept")
+    for what, count in part.texts("what", unencoded):
+        _count(account, what, count)
+    return alive & ~unencoded
+
+
+def _first_of_its_kind(parts: Sequence[Columns], alive: Sequence[numpy.ndarray]) -> numpy.ndarray:
+    """Of the living rows of all parts, which no earlier one equals (bool)."""
+    import numpy
+
+    hashes = numpy.concatenate([part.column("record")[mine] for part, mine in zip(parts, alive, strict=True)])
+    first = numpy.zeros(len(hashes), dtype=bool)
+    first[numpy.unique(hashes, return_index=True)[1]] = True
+    return first
+
+
+def _unlike_the_earlier(alive: Sequence[numpy.ndarray], texts: Callable[[int], Iterable[str]]) -> numpy.ndarray:
+    """Of the living rows of all parts, which say nothing that an earlier one nearly says (bool)."""
+    from utils.near_duplicates import NearDuplicates
+
+    near = NearDuplicates()
+    for i, mine in enumerate(alive):
+        for text, stays in zip(texts(i), mine, strict=True):
+            if stays:
+                near.add(text)
+    return near.duplicates() < 0
+
+
+def _take_out(stays: numpy.ndarray, alive: list[numpy.ndarray], accounts: Sequence[Account], check: str) -> None:
+    """Narrows `alive` to where `stays` (bool, one for each living row of all parts) is true, and counts the others."""
+    start = 0
+    for mine, account in zip(alive, accounts, strict=True):
+        count = int(mine.sum())
+        mine[mine] = stays[start : start + count]
+        _count(account, hygiene.CHECKS[check].what, count - int(mine.sum()))
+        start += count
+
+
+def _describe_kept(part: Columns, account: Account, mine: numpy.ndarray) -> None:
+    """Counts what was cut in the rows that stay, and what is noticeable about them."""
+    for what, count in part.texts("what", mine):
+        if what:
+            account.truncated[what] += count
+    flags = part.column("flags")[mine]
+    for name, check in hygiene.CHECKS.items():
+        if found := int((flags & hygiene.BITS[name] != 0).sum()):
+            account.reported[check.what] += found
+
+
+def _count(account: Account, what: str, count: int) -> None:
+    if count:
+        account.dropped[what] += count
