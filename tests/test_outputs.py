@@ -20,13 +20,18 @@ def test_records_read_back(tmp_path: Path, rows: list[dict[str, str]], array: bo
     assert "你好" in text or not rows
 
 
+def half_written(path: Path, error: type[BaseException]) -> None:
+    with atomic(path) as file:
+        file.write("half")
+        raise error
+
+
 def test_what_goes_wrong_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("before")
     for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), atomic(path) as file:
-            file.write("half")
-            raise error
+        with pytest.raises(error):
+            half_written(path, error)
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["a.json"]
 

@@ -256,7 +256,8 @@ def test_a_preview_and_a_dry_run_write_nothing(
     shown = capsys.readouterr().out
     for part in (
         "learning_rate: 0.01",
-        "data: read 8",
+        "source ",
+        "trained tokens",
         "tokens a row:",
         "trainable parameters: ",
         "steps: 3 of 128 rows",

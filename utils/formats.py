@@ -208,13 +208,14 @@ class _ArrayText:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - NEAR_THE_END
-                if not (unfinished and self._read_on()):
+                if self._ended or not unfinished:
                     raise
-                continue
-            # 12 may be the beginning of 123, or of 12.5
-            if self._text[end : end + 1] in tuple(" \t\r\n,]") or not self._read_on():
-                self._at = end
-                return value
+            else:
+                # 12 may be the beginning of 123, or of 12.5
+                if self._ended or self._text[end : end + 1] in tuple(" \t\r\n,]"):
+                    self._at = end
+                    return value
+            self._read_on()
 
     def _read_on(self) -> bool:
         """Reads at least as much again as is held, so that a long value is decoded few times over; False at the end."""

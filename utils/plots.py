@@ -53,7 +53,8 @@ def loss(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
         axes.set_ylim(bottom=0)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if losses:
+        axes.legend()
     save(figure, path)
 
 

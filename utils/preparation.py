@@ -96,7 +96,7 @@ def _noted(note: Path) -> str:
 
 
 def convert(given: Sequence[str], out: Path, *, converter: str | None, options: Options) -> Iterator[str]:
-    """Converts upstream files: a key of the catalogue and files, or files alone where `converter` says what they are."""
+    """Converts upstream files: a key of the catalogue and files, or files alone, and `converter` says what they are."""
     rows = catalog.read_catalog()
     names = list(given)
     if not converter or (names[0] in rows and not Path(names[0]).exists()):
