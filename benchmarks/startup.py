@@ -12,7 +12,7 @@ import time
 
 import environment
 
-SCRIPTS = ("uniform_finetune.py", "generate.py", "evaluate.py")
+SCRIPTS = ("uniform_finetune.py", "generate.py", "evaluate.py", "prepare_data.py")
 
 
 def median_seconds(*command: str) -> float:

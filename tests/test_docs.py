@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 
 import evaluate
 import generate
+import prepare_data
 import uniform_finetune
-from utils import catalog
+from utils import catalog, collection
 from utils.cli import Parser
 from utils.settings import resolve
 
@@ -20,9 +22,15 @@ PARSERS = {
     "uniform_finetune.py": uniform_finetune.make_parser,
     "generate.py": generate.make_parser,
     "evaluate.py": evaluate.make_parser,
+    "prepare_data.py": prepare_data.make_parser,
 }
 DOCUMENTS = sorted(
-    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "examples").glob("*")]
+    [
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "examples").glob("*"),
+        REPOSITORY / "data" / "README.md",
+    ]
 )
 SCRIPTS = [REPOSITORY / name for name in PARSERS]
 
@@ -51,7 +59,7 @@ ALL = [(path, command) for path in [*DOCUMENTS, *SCRIPTS] for command in command
 
 
 def test_there_are_commands_in_every_document_that_teaches_some() -> None:
-    for name in ("README.md", "CN_README.md", "uniform_finetune.py", "generate.py", "evaluate.py"):
+    for name in ("README.md", "CN_README.md", *PARSERS):
         assert any(path.name == name for path, _ in ALL), name
 
 
@@ -69,10 +77,28 @@ def test_every_command_parses(path: Path, command: str) -> None:
     script, arguments = found
     parser: Parser = PARSERS[script]()
     values = parser.parse_args(arguments)
-    for expression in values.data or []:
+    for expression in getattr(values, "data", None) or []:
         catalog.parse_mixture([expression])
+    if script == "prepare_data.py":
+        check_keys(values)
     if script == "uniform_finetune.py":
         resolve(values)
+
+
+def check_keys(values: Any) -> None:
+    """What a command of prepare_data.py names is in the catalogue."""
+    rows = catalog.read_catalog()
+    match values.command:
+        case "show":
+            assert values.given in rows
+        case "fetch":
+            assert set(values.given) <= set(rows)
+        case "convert":
+            assert values.converter or values.given[0] in rows
+        case "list":
+            assert collection.chosen(rows, **{name: getattr(values, name) for name in collection.FILTERS})
+        case _:
+            catalog.parse_mixture(values.given)
 
 
 SEEDS = [

@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from utils.readers import read_rows
 
@@ -161,3 +163,32 @@ def test_real_data_is_read(real_data: Path) -> None:
     assert {name: len(records(real_data / "unified" / f"{name}.json")) for name in expected} == expected
     with pytest.raises(ValueError, match="line 1: 'output' is missing"):
         list(read_rows(real_data / "raw" / "instructionwild_user_1.jsonl"))
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.just("你好 👋") | st.just("\ud800")
+ROWS = st.dictionaries(
+    st.sampled_from(["instruction", "input", "output", "conversation", "conversations", "messages", "prompt", "completion", "question", "answer", "x"]),
+    VALUES | st.lists(st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), VALUES | st.sampled_from(["user", "assistant", "human", "gpt", "system"]), max_size=3), max_size=4),
+    max_size=4,
+)  # fmt: skip
+
+
+@given(rows=st.lists(ROWS | VALUES, max_size=4), answered=st.booleans())
+@settings(deadline=None, max_examples=300, derandomize=True)
+def test_any_rows_are_read_whole_or_refused_by_name(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], answered: bool
+) -> None:
+    path = write(tmp_path_factory.mktemp("any") / "a.json", json.dumps(rows))
+    read: list[Any] = []
+    refusal = ""
+    try:
+        read.extend(read_rows(path, answered=answered))
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert refusal.startswith(f"{path} row {len(read) + 1}") or not rows
+    else:
+        assert len(read) == len(rows)
+    for row in read:
+        json.dumps(row.record).encode()
+        assert set(row.record) in ({"instruction", "input", "output"}, {"conversation"})
