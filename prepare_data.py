@@ -78,7 +78,8 @@ def make_parser() -> cli.Parser:
             add("--tokenizer", metavar="P", help="the model whose tokens are meant: hub id or directory")
             add("--model_type", choices=list(MODELS), default="auto", help="its family (default: auto)")
             add("--template", choices=list(TEMPLATES), default="alpaca", help="prompt (default: alpaca)")
-            add("--cutoff_len", type=cli.positive_int, default=512, help="tokens of a row (default: 512)")
+            long = 512 if name == "stats" else 2048
+            add("--cutoff_len", type=cli.positive_int, default=long, help=f"tokens of a row (default: {long})")
         if name == "stats":
             add("--plot", type=Path, metavar="PNG", help="draw the lengths of the rows")
         if name == "preview":

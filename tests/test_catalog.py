@@ -217,7 +217,7 @@ def test_a_row_is_read(tmp_path: Path) -> None:
     [
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
         ({"license": None}, "missing 1 required keyword-only argument: 'license'"),
-        ({"status": "lost"}, "status takes one of collected, in progress, part, ours, found lost"),
+        ({"status": "lost"}, "status takes one of collected, in progress, part, added, ours, found lost"),
         ({"lang": ["EN", "DE"]}, "lang takes one of EN, CN, ML, found EN, DE"),
         ({"task": []}, "task takes one of MT, TS, found nothing"),
         ({"gen": ["SELF"]}, "gen takes one of HG, SI, MIX, COL, found SELF"),

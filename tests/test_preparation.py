@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "code", "message"),
     [
         (["shw"], 2, "did you mean show?"),
-        (["list", "--lang", "XX"], 2, "prepare_data.py list: error: argument --lang: invalid choice: 'XX'"),
+        (["list", "--lang", "XX"], 2, " list: error: argument --lang: invalid choice: 'XX'"),
         (["show", "bele"], 1, "unknown dataset 'bele' in show. Did you mean belle"),
         (["fetch", "bele"], 2, "unknown dataset 'bele' in fetch. Did you mean belle"),
         (["check", "nosuch.json"], 1, "there is no file nosuch.json"),
@@ -74,13 +75,18 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
         (["mix", "cot_sample", "-o", "a.csv"], 1, "a.csv: the ending '.csv' is not one of"),
         (["mix", "cot_sample"], 2, "the following arguments are required: -o/--output"),
         (["convert", "cot_aqua", "-o", "a.json"], 1, "name its upstream files, too; fetch cot_aqua --raw brings them"),
-        (["convert", "alpaca", "x.json", "-o", "a.json"], 1, "there is no file x.json"),
+        (["convert", "code_alpaca", "x.json", "-o", "a.json"], 1, "there is no file x.json"),
         (["convert", "cot_sample", "x.json", "-o", "a.json"], 1, "nothing is to be converted"),
         (["stats", "cot_sample", "--cutof_len", "3"], 2, "did you mean --cutoff_len?"),
     ],
 )
 def test_wrong_commands_say_what_is_wrong(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found, _, err = run(capsys, *arguments)
@@ -123,9 +129,39 @@ def test_check_stats_preview_and_mix(capsys: pytest.CaptureFixture[str], tmp_pat
     mixed = tmp_path / "mixed.json"
     code, out, _ = run(capsys, "mix", f"{data}*2", "-o", mixed, "--drop", "refusal")
     assert (code, f"{mixed}: 16 rows" in out) == (0, True)
-    assert run(capsys, "mix", data, "-o", mixed) == (1, "", f"error: {mixed} exists: --overwrite replaces it, -o names another\n")
+    assert "here already, from the same rows" in run(capsys, "mix", f"{data}*2", "-o", mixed, "--drop", "refusal")[1]
+    code, _, err = run(capsys, "check", data, f"{mixed}.source.json")
+    assert (code, "tells where the file beside it came from; it holds no data" in err) == (1, True)
+    assert run(capsys, "mix", data, "-o", mixed) == (
+        1,
+        "",
+        f"error: {mixed} exists, and is another mixture: --overwrite replaces it, -o names another\n",
+    )
     assert run(capsys, "mix", data, "-o", mixed, "--overwrite")[0] == 0
     assert len(json.loads(mixed.read_text(encoding="utf-8"))) == 9
+
+
+def printed_command(out: str) -> list[str]:
+    """The arguments of the command that comes next, as it was printed."""
+    (line,) = [line for line in out.splitlines() if line.startswith("then: ")]
+    words = shlex.split(line.removeprefix("then: "))
+    assert words[:2] == ["python3", "prepare_data.py"]
+    return words[2:]
+
+
+def test_a_file_that_was_placed_by_hand_is_checked_and_one_from_elsewhere_is_not_taken_for_it(
+    server: hub_server.Hub, data_dir: Path, one_row: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["set/t.json"] = hub_server.BODY
+    one_row(hub="set/t.json")
+    data_dir.mkdir()
+    (data_dir / "t.json").write_bytes(hub_server.BODY)
+    code, out, err = run(capsys, "fetch", "t")
+    assert (code, "here already" in out) == (0, True), err
+    server.files["other/t.json"] = b"[]"
+    one_row(hub="other/t.json")
+    code, _, err = run(capsys, "fetch", "t")
+    assert (code, "--overwrite replaces it" in err) == (1, True), err
 
 
 def test_fetch_brings_a_file_once_and_replaces_no_other(
@@ -141,7 +177,10 @@ def test_fetch_brings_a_file_once_and_replaces_no_other(
     assert "here already, and whole" in run(capsys, "fetch", "t")[1]
     target.write_text("my own")
     code, _, err = run(capsys, "fetch", "t")
-    assert (code, "is not what was fetched from hf://datasets/QingyiSi/Alpaca-CoT@main/set/t.json: --overwrite" in err) == (1, True)
+    assert (
+        code,
+        "is there, and is not the file that" in err,
+    ) == (1, True)
     assert target.read_text() == "my own"
     assert run(capsys, "fetch", "t", "--overwrite")[0] == 0
     assert target.read_bytes() == hub_server.BODY
@@ -154,20 +193,26 @@ def test_fetch_of_a_folder_lets_one_choose(
     one_row(hub="set")
     code, _, err = run(capsys, "fetch", "t")
     assert (code, "choose some of its files with --files. It has: cn.json (0.0 MB), en.json" in err) == (1, True), err
+    code, _, err = run(capsys, "fetch", "t", "--files", "e*.json", "typo.json")
+    assert (code, "--files typo.json: no such file" in err) == (1, True), err
     code, out, _ = run(capsys, "fetch", "t", "--files", "e*.json")
     assert code == 0
-    assert (data_dir / "raw" / "t" / "en.json").read_bytes() == hub_server.BODY
-    assert f"then: python3 prepare_data.py mix {data_dir}/raw/t/en.json -o {data_dir}/t.json" in out
+    assert (data_dir / "raw" / "t" / "hub" / "en.json").read_bytes() == hub_server.BODY
+    assert run(capsys, *printed_command(out))[0] == 0
+    assert len(json.loads((data_dir / "t.json").read_text(encoding="utf-8"))) == 4000
 
 
 def test_fetch_of_upstream_files(
     server: hub_server.Hub, data_dir: Path, one_row: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.files["up/stream.jsonl"] = hub_server.BODY
-    one_row(raw=(f"hf://datasets/{HUB_REPOSITORY}/up/stream.jsonl",), converter="fields")
+    server.files["up/a stream.jsonl"] = hub_server.BODY
+    one_row(raw=(f"hf://datasets/{HUB_REPOSITORY}/up/a stream.jsonl",), converter="fields", note="a note")
     code, out, _ = run(capsys, "fetch", "t", "--raw")
     assert code == 0
-    assert "then: python3 prepare_data.py convert t " in out
+    assert "mind: a note" in out
+    assert run(capsys, *printed_command(out))[0] == 0
+    assert len(json.loads((data_dir / "t.json").read_text(encoding="utf-8"))) == 4000
+    assert run(capsys, "fetch", "t", "--raw", "--files", "x")[0] == 1
     code, _, err = run(capsys, "fetch", "t")
     assert (code, "fetch t --raw brings its upstream files" in err) == (1, True)
     one_row()

@@ -33,9 +33,11 @@ class Rows:
         ]
 
 
-def sieved(parts: list[Rows], drop: frozenset[str], texts: Any = None) -> tuple[list[list[bool]], list[Account]]:
+def sieved(
+    parts: list[Rows], drop: frozenset[str], texts: Any = None, repeats: Any = None
+) -> tuple[list[list[bool]], list[Account]]:
     _, accounts = Ledger.of([str(i) for i in range(len(parts))])
-    alive = sieve(parts, accounts, drop, texts=texts)
+    alive = sieve(parts, accounts, drop, repeats=repeats or [1] * len(parts), texts=texts)
     for part, account, mine in zip(parts, accounts, alive, strict=True):
         assert len(part) == account.dropped.total() + mine.sum(), "every row is somewhere"
     return [mine.tolist() for mine in alive], accounts
@@ -57,6 +59,13 @@ def test_the_first_of_equal_rows_stays_whichever_part_it_is_in() -> None:
     assert alive == [[True, True], [False, True, False]]
     assert [account.dropped.total() for account in accounts] == [0, 2]
     assert accounts[1].reported == {hygiene.CHECKS["refusal"].what: 1}
+
+
+def test_of_equal_rows_the_one_that_is_repeated_most_stays() -> None:
+    alive, _ = sieved(
+        [Rows([0, 0, 0], [5, 6, 7]), Rows([0], [6]), Rows([0], [7])], hygiene.resolve(), repeats=[1, 3, 3]
+    )
+    assert alive == [[True, False, False], [True], [True]]
 
 
 def test_a_dropped_row_is_not_the_first_of_its_kind() -> None:

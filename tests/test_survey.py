@@ -15,7 +15,12 @@ from utils.overlap import EvaluationSets, QuestionSet
 from utils.readers import read_rows
 from utils.survey import near_repeats, survey, write_mixture
 
-DIALOGUE = {"conversation": [{"role": "user", "content": "你好吗？"}, {"role": "assistant", "content": "我很好，谢谢你的关心。"}]}
+DIALOGUE = {
+    "conversation": [
+        {"role": "user", "content": "你好吗？"},
+        {"role": "assistant", "content": "我很好，谢谢你的关心，也祝你一切顺利。"},
+    ]
+}
 REFUSAL = {"instruction": "Tell me.", "input": "", "output": "As an AI language model, I cannot."}
 
 
@@ -64,10 +69,11 @@ def test_a_mixture_is_written_in_order_repeated_and_accounted_for(tmp_path: Path
     out = tmp_path / f"out{ending}"
     parts = parse_mixture([str(one), f"{two}*2"])
     ledger = write_mixture(parts, out, seed=0, drop=hygiene.resolve(["refusal"]))
-    assert written(out) == [*RECORDS[:3], DIALOGUE, DIALOGUE]
+    # What both hold stays in the part that is repeated.
+    assert written(out) == [RECORDS[0], RECORDS[2], *[DIALOGUE, RECORDS[1]] * 2]
     first, second = ledger.sources.values()
-    assert (first.read, first.trained, first.dropped.total()) == (5, 3, 2)
-    assert (second.read, second.trained, second.repeated, second.dropped.total()) == (2, 2, 1, 1)
+    assert (first.read, first.trained, first.dropped.total()) == (5, 2, 3)
+    assert (second.read, second.trained, second.repeated, second.dropped.total()) == (2, 4, 2, 0)
     about = json.loads((tmp_path / f"out{ending}.source.json").read_text(encoding="utf-8"))
     assert [part["repeat"] for part in about["mixture"]] == [1, 2]
     assert about["ledger"]["sources"][str(one)]["dropped"] == dict(first.dropped)

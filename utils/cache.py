@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS
 LARGE_FILE = 64 * 1024 * 1024
 """Bytes from which a file's hash is remembered with its size and time of change; smaller ones take under 0.1 s."""
 FORGET_AFTER_DAYS = 30
+PATIENCE_SECONDS = 2.0
+"""How long a lock is waited for in silence."""
+LOG = logging.getLogger(__name__)
 
 
 def directory() -> Path:
@@ -40,24 +45,26 @@ def entry(key: str, make: Callable[[Path], None]) -> Path:
     Raises:
         OSError: the cache cannot be written; the message says how to place it elsewhere.
     """
-    import filelock
-
     home = directory()
+    found = home / key
     try:
         home.mkdir(parents=True, exist_ok=True)
-        found = home / key
-        with filelock.FileLock(home / f"{key}.lock"):
+        with _locked(home / f"{key}.lock"):
             if not found.is_dir():
                 _forget(home)
+                for leftover in home.glob(
+                    f"{key}.*.tmp"
+                ):  # of a process that was killed: under the lock it is no one's
+                    shutil.rmtree(leftover)
                 temporary = home / f"{key}.{os.getpid()}.tmp"
-                shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
                 try:
                     make(temporary)
+                    _to_disk(temporary)
                     temporary.rename(found)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
-        os.utime(found)
+            os.utime(found)
     except OSError as error:
         # Without a name it comes from a library that writes, and it writes here; reading the data names the file.
         if error.errno in UNWRITABLE and str(error.filename or home).startswith(str(home)):
@@ -66,6 +73,47 @@ def entry(key: str, make: Callable[[Path], None]) -> Path:
             ) from error
         raise
     return found
+
+
+def discard(entry: Path) -> None:
+    """Deletes a damaged entry, so that the next call makes it anew."""
+    with _locked(entry.with_name(f"{entry.name}.lock")):
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock among processes, and says so if it has to wait for it."""
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE_SECONDS)
+    except filelock.Timeout:
+        LOG.warning("waiting for another process that makes the same (%s)", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _to_disk(folder: Path) -> None:
+    """What is renamed into place is whole after a power loss, too."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def stamp(path: Path) -> list[Any]:
+    """What changes when a file does: its place, size, time of change and inode; of a folder, those of its files."""
+    if path.is_dir():
+        return [stamp(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino]
 
 
 def content_hash(path: Path) -> str:
@@ -78,12 +126,10 @@ def content_hash(path: Path) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         named = {file.relative_to(path).as_posix(): content_hash(file) for file in files}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-    state = path.stat()
-    if state.st_size < LARGE_FILE:
+    if path.stat().st_size < LARGE_FILE:
         return _sha256(path)
-    stamp = [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino]
     # A file that changes while it is hashed has another time of change, and so another key, the next time.
-    remembered = entry(key_of({"content of": stamp}), lambda folder: _write(folder / "sha256", _sha256(path)))
+    remembered = entry(key_of({"content of": stamp(path)}), lambda folder: _write(folder / "sha256", _sha256(path)))
     return (remembered / "sha256").read_text(encoding="ascii")
 
 
@@ -103,8 +149,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _forget(home: Path) -> None:
-    """Deletes entries that were not used for a month, and what interrupted work left behind."""
+    """Deletes entries that were not used for a month, and what interrupted work left behind. Locks stay: they are
+    empty, and someone may hold them."""
     oldest = time.time() - FORGET_AFTER_DAYS * 24 * 3600
     for path in home.iterdir():
-        if path.stat().st_mtime < oldest:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may be quicker
+            if path.suffix != ".lock" and path.stat().st_mtime < oldest:
+                shutil.rmtree(path)

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from utils import lookup
+from utils import formats, lookup
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
-ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 KEY = re.compile(r"[a-z0-9_.]+")
+AMOUNTS = re.compile(r"[:*][\d:*]*$")
 LANGUAGES, TASKS, GENERATIONS = ("EN", "CN", "ML"), ("MT", "TS"), ("HG", "SI", "MIX", "COL")
-STATUSES = ("collected", "in progress", "part", "ours")
+STATUSES = ("collected", "in progress", "part", "added", "ours")
 MODEL_OUTPUTS = ("yes", "no", "partly")
 HUB_REPOSITORY = "QingyiSi/Alpaca-CoT"
 """The dataset repository in which the original project keeps its unified files."""
@@ -170,18 +170,18 @@ def parse_mixture(expressions: Iterable[str], catalog: Mapping[str, DatasetSpec]
 
 def is_path(expression: str) -> bool:
     """Whether an expression names a file or folder rather than keys: it has a separator or a known ending."""
-    bare = re.sub(r"[:*][\d:*]*$", "", expression)
-    return "/" in bare or "\\" in bare or bare.endswith(ENDINGS)
+    bare = AMOUNTS.sub("", expression)
+    return "/" in bare or "\\" in bare or formats.has_known_ending(bare)
 
 
 def mixture_name(expressions: Iterable[str]) -> str:
     """A short name for a mixture, fit for a folder: keys as given, files by their stems."""
-    stems = [Path(e).name if is_path(e) else e for e in expressions]
-    stems = [
-        re.sub(r"(\.\w+)(?=([:*].*)?$)", "", s) if s.rsplit(":")[0].rsplit("*")[0].endswith(ENDINGS) else s
-        for s in stems
-    ]
-    return re.sub(r"[^\w.\-]+", "_", "-".join(stems))
+    names = []
+    for expression in expressions:
+        bare = AMOUNTS.sub("", expression)
+        amounts = expression[len(bare) :]
+        names.append(formats.stem(Path(bare).name) + amounts if is_path(expression) else expression)
+    return re.sub(r"[^\w.\-]+", "_", "-".join(names))
 
 
 def missing_file(part: Part) -> str:

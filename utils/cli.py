@@ -42,8 +42,12 @@ class Parser(argparse.ArgumentParser):
         if choice:
             near = difflib.get_close_matches(choice["value"], re.findall(r"[\w.\-]+", choice["known"]), n=2)
         elif unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown["value"], flags, n=2)
+            parsers: list[argparse.ArgumentParser] = [self]
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+            flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+            near = difflib.get_close_matches(unknown["value"], sorted(flags), n=2)
         super().error(message + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 

@@ -17,12 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import cache, converters, cot
+from utils import cache, converters, cot, formats
 from utils.converters import Dropped, Options, Record
 from utils.outputs import atomic, require_ending, write_records
-
-PROVENANCE = ".source.json"
-"""Follows the output's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +143,7 @@ def _row_hash(set_name: str, raw: Any) -> bytes:
 
 def provenance_path(out: Path) -> Path:
     """The file beside `out` that tells where it came from."""
-    return out.with_name(out.name + PROVENANCE)
+    return out.with_name(out.name + formats.PROVENANCE)
 
 
 def _write_provenance(source: Mapping[str, Any], conversion: Conversion, by_file: Sequence[int], out: Path) -> None:

@@ -85,6 +85,7 @@ def build(
         [each.rows for each in encoded],
         accounts,
         drop,
+        repeats=[part.repeat for part in parts],
         texts=lambda i: (hygiene.text_of(row.record) for row in records.read_chosen(parts[i], seed)),
     )
     data = _divided(parts, encoded, alive, ledger, accounts, val_set_size=val_set_size, seed=seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ import torch.distributed as dist
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+LONGEST_WAIT_HOURS = 12
+"""For the other processes at a barrier."""
 
 
 def world_size() -> int:
@@ -50,7 +54,9 @@ def join() -> None:
     if world_size() > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # A machine that finds its rows encoded waits for one that encodes them; torch's own 10 minutes are too few.
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=LONGEST_WAIT_HOURS))
 
 
 def start() -> tuple[int, int]:

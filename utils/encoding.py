@@ -9,23 +9,27 @@ Rows pass through in chunks, so memory does not grow with the file.
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils import cache, catalog, hygiene, records, store
+from utils import cache, catalog, formats, hygiene, records, store
 from utils.encode import Encoder, Outcome, Stages, Truncation, finish
 from utils.overlap import EvaluationSets
-from utils.readers import Row
+from utils.readers import Row, to_rows
 from utils.templates import Template, fingerprint
-from utils.tokens import Tokenizer
+from utils.tokens import Tokenizer, require_eos
 from utils.tokens import fingerprint as tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    import numpy
 
 CODE = (
     "catalog",
@@ -43,6 +47,9 @@ CODE = (
     "tokens",
 )
 """The modules on which encoded rows depend."""
+
+LIBRARIES = ("tokenizers", "transformers", "jinja2", "ftfy", "pyarrow")
+"""Those that read, render, examine or tokenise a row."""
 
 WORTH_WORKERS = 64 * 1024 * 1024
 """Bytes of a file from which several processes are worth their start, some seconds each."""
@@ -69,7 +76,7 @@ class EncodedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How rows are examined and encoded; called with rows, it makes a chunk of the store. It can be pickled."""
+    """How rows are examined and encoded; `start` gives the function that does it. It can be pickled."""
 
     template: Template
     tokenizer: Tokenizer
@@ -78,20 +85,49 @@ class Recipe:
     overlap: EvaluationSets | None = None
     languages: tuple[str, ...] = ()
 
-    def start(self) -> Callable[[list[Row]], Stages[Any]]:
-        """The function from rows to a chunk, in stages, with all that is made once."""
+    def start(self) -> Callable[[Batch], Stages[Chunk]]:
+        """The function from a batch to a chunk, in stages, with all that is made once."""
         encoder = Encoder(self.template, self.tokenizer, cutoff_len=self.cutoff_len, truncation=self.truncation)
         examiner = hygiene.Examiner(self.overlap, self.languages)
         empty = hygiene.BITS["empty_answer"] | hygiene.BITS["empty_instruction"]
 
-        def stages(rows: list[Row]) -> Stages[Any]:
+        def stages(batch: Batch) -> Stages[Chunk]:
+            rows = list(batch.decoded())
             examined = [_examined(row, examiner) for row in rows]
             sound = [row for row, each in zip(rows, examined, strict=True) if not each.flags & empty]
             encoded = iter((yield from encoder.stages(sound)))
             nothing = Outcome(encoded=None, what="empty")
-            return store.chunk([nothing if each.flags & empty else next(encoded) for each in examined], examined)
+            outcomes = [nothing if each.flags & empty else next(encoded) for each in examined]
+            return Chunk(rows=store.chunk(outcomes, examined), shape=rows[-1].shape)
 
         return stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows on their way from a file to the process that encodes them, as raw as possible."""
+
+    path: Path
+    source: str
+    rows: list[tuple[str, Any]]
+    """At least one."""
+    undecoded: bool
+    """Whether they are still JSON text."""
+
+    def decoded(self) -> Iterator[Row]:
+        """As unified records. Raises as `readers.to_rows`."""
+        raws = formats.decoded(self.rows, self.path) if self.undecoded else self.rows
+        return to_rows(raws, self.path, source=self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A batch, encoded."""
+
+    rows: Any
+    """A `pyarrow.RecordBatch`."""
+    shape: str
+    """How its last row was written, a name of `readers.SHAPES`."""
 
 
 def encode_part(
@@ -116,18 +152,30 @@ def encode_part(
     """
     if not part.path.exists():
         raise FileNotFoundError(catalog.missing_file(part))
+    require_eos(recipe.tokenizer)
+    stamp = cache.stamp(part.path)
     content = cache.content_hash(part.path)
     key = cache.key_of(_made_from(part, recipe, content, seed))
     made = []
 
     def make(folder: Path) -> None:
         made.append(True)
-        _write(folder, part, recipe, seed=seed, workers=workers or workers_for(part.path, _cores()), on_rows=on_rows)
+        from utils import distributed  # brings torch, for which a worker need not wait
 
-    folder = cache.entry(key, make)
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        processes = workers or workers_for(part.path, distributed.usable_cores())
+        _write(folder, part, recipe, seed=seed, workers=processes, on_rows=on_rows)
+        if cache.stamp(part.path) != stamp:
+            raise ValueError(f"{part.path} changed while it was read: run the command again once it is at rest")
+
+    try:
+        rows, about = _opened(cache.entry(key, make), part)
+    except (ValueError, KeyError):
+        if made:
+            raise
+        cache.discard(cache.directory() / key)  # a disk may have damaged it
+        rows, about = _opened(cache.entry(key, make), part)
     return EncodedPart(
-        rows=store.EncodedFile(folder / "rows.arrow", origin=f"{part.path} {about['unit']}", source=part.name),
+        rows=rows,
         read=about["read"],
         left_out=about["left_out"],
         shape=about["shape"],
@@ -136,10 +184,13 @@ def encode_part(
     )
 
 
-def _made_from(part: catalog.Part, recipe: Recipe, content: str, seed: int) -> dict[str, Any]:
-    import tokenizers
-    import transformers
+def _opened(folder: Path, part: catalog.Part) -> tuple[store.EncodedFile, dict[str, Any]]:
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    origin = f"{part.path} {about['unit']}"
+    return store.EncodedFile(folder / "rows.arrow", origin=origin, source=part.name), about
 
+
+def _made_from(part: catalog.Part, recipe: Recipe, content: str, seed: int) -> dict[str, Any]:
     return {
         "content": content,
         "format": "".join(part.path.suffixes[-2:]).lower(),
@@ -151,7 +202,7 @@ def _made_from(part: catalog.Part, recipe: Recipe, content: str, seed: int) -> d
         "evaluation sets": recipe.overlap.fingerprint if recipe.overlap else None,
         "languages": sorted(recipe.languages),
         "code": cache.code_hash(CODE),
-        "libraries": [tokenizers.__version__, transformers.__version__],
+        "libraries": [importlib.metadata.version(name) for name in LIBRARIES],
     }
 
 
@@ -161,59 +212,72 @@ def _write(
     count, chosen = records.choose(part, seed)
     about = {"read": 0, "left_out": 0, "shape": "", "unit": "row"}
 
-    def rows() -> Iterator[Row]:
-        row = None
-        for row in records.read_part(part, chosen):
-            about["read"] += 1
-            yield row
-        if row is not None:
-            about["shape"] = row.shape
-            about["unit"] = row.origin.removeprefix(f"{part.path} ").split()[0]
-
-    def counted(chunks: Iterable[Any]) -> Iterator[Any]:
-        for made in chunks:
-            on_rows(made.num_rows)
-            yield made
+    def rows() -> Iterator[Any]:
+        for made in _chunks(_batches(part, chosen), recipe, workers):
+            about["read"] += made.rows.num_rows
+            about["shape"] = made.shape
+            on_rows(made.rows.num_rows)
+            yield made.rows
 
     with _without_garbage_collection():
-        store.write(folder / "rows.arrow", counted(_chunks(rows(), recipe, workers)))
+        store.write(folder / "rows.arrow", rows())
+    if not about["read"]:
+        raise ValueError(f"{part.path} holds no records: the file is empty")
+    if formats.undecoded(part.path) is not None:
+        about["unit"] = "line"
     if count is not None:
         about["left_out"] = count - about["read"]
         about["read"] = count
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _chunks(rows: Iterator[Row], recipe: Recipe, workers: int) -> Iterator[Any]:
-    """The chunks of all rows, in order, made here or by `workers` processes."""
+def _batches(part: catalog.Part, chosen: numpy.ndarray | None) -> Iterator[Batch]:
+    """The rows of a part, or those among them where `chosen` (bool) is true."""
+    lines = formats.undecoded(part.path)
+    raws: Iterator[tuple[str, Any]] = formats.read(part.path) if lines is None else lines
+    if chosen is not None:
+        raws = (raw for number, raw in enumerate(raws) if chosen[number])
+    while rows := list(islice(raws, store.CHUNK_ROWS)):
+        yield Batch(path=part.path, source=part.name, rows=rows, undecoded=lines is not None)
+
+
+def _chunks(batches: Iterator[Batch], recipe: Recipe, workers: int) -> Iterator[Chunk]:
+    """The chunks of all batches, in order, made here or by `workers` processes."""
     if workers == 1:
-        yield from _overlapped(map(recipe.start(), _batches(rows)))
+        yield from _overlapped(map(recipe.start(), batches))
         return
     import multiprocessing
     from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     # Not by fork: torch's and the tokenizer's threads would be missing in the copy.
     context = multiprocessing.get_context("spawn")
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Future[Chunk]] = deque()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(recipe,)) as pool:
         try:
-            for batch in _batches(rows):
+            for batch in batches:
                 waiting.append(pool.submit(_make, batch))
                 if len(waiting) > CHUNKS_AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a process that encodes has died, of too little memory perhaps: give fewer with "
+                "--preprocessing_num_workers, or 1"
+            ) from error
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _overlapped(chunks: Iterator[Stages[Any]]) -> Iterator[Any]:
+def _overlapped(chunks: Iterator[Stages[Chunk]]) -> Iterator[Chunk]:
     """The results of stages, in order. While a thread is at the tokenizer's work for one chunk, which needs no
     interpreter, this one is at the work of its neighbours: each turn begins a chunk and takes the older ones one stage
     on."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    going: list[tuple[Stages[Any], Future[Any]]] = []
+    going: list[tuple[Stages[Chunk], Future[Any]]] = []
     with ThreadPoolExecutor(1) as pool:
         while True:
             begun = next(chunks, None)
@@ -229,12 +293,7 @@ def _overlapped(chunks: Iterator[Stages[Any]]) -> Iterator[Any]:
                     yield end.value
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while batch := list(islice(rows, store.CHUNK_ROWS)):
-        yield batch
-
-
-_MADE: list[Callable[[list[Row]], Stages[Any]]] = []
+_MADE: list[Callable[[Batch], Stages[Chunk]]] = []
 """In a worker: what its recipe started."""
 
 
@@ -244,8 +303,8 @@ def _start(recipe: Recipe) -> None:
     _MADE[:] = [recipe.start()]
 
 
-def _make(rows: list[Row]) -> Any:
-    return finish(_MADE[0](rows))
+def _make(batch: Batch) -> Chunk:
+    return finish(_MADE[0](batch))
 
 
 @contextmanager
@@ -262,14 +321,8 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def workers_for(path: Path, cores: int) -> int:
     """How many processes encode a file on a machine with so many cores: one, unless it is large."""
-    if path.is_dir() or path.stat().st_size < WORTH_WORKERS:
-        return 1
-    return min(MOST_WORKERS, cores)
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    files = path.rglob("*") if path.is_dir() else [path]
+    return 1 if sum(file.stat().st_size for file in files) < WORTH_WORKERS else min(MOST_WORKERS, cores)
 
 
 def _examined(row: Row, examiner: hygiene.Examiner) -> store.Examined:

@@ -53,6 +53,7 @@ def fetch(
     *,
     sha256: str = "",
     revision: str = "main",
+    overwrite: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Fetched:
     """Brings a file of the hub's dataset `repository` to `target`, which is replaced only by a whole and checked file.
@@ -61,25 +62,38 @@ def fetch(
     there. A target that is whole is left alone; with `sha256` (64 hex digits) no network is needed to know it.
     Honours `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_ETAG_TIMEOUT` and `HF_HUB_DOWNLOAD_TIMEOUT` (seconds).
 
+    Args:
+        overwrite: whether another file that is there is replaced.
+
     Raises:
         ConnectionError: the hub does not answer, is offline by the user's wish, or broke off.
         FileNotFoundError: no such repository, revision or file.
         PermissionError: a token is missing, wrong or not enough.
-        ValueError: the file is not the one with `sha256`.
+        ValueError: the file is not the one with `sha256`; another is there, and is not to be replaced.
         OSError: the disk is full, or the target cannot be written.
     """
-    return _bring(transfer.on_hub(repository, filename, revision), target, sha256, on_progress)
+    return _bring(transfer.on_hub(repository, filename, revision), target, sha256, on_progress, overwrite=overwrite)
 
 
-def fetch_url(url: str, target: Path, *, sha256: str = "", on_progress: OnProgress | None = None) -> Fetched:
+def fetch_url(
+    url: str, target: Path, *, sha256: str = "", overwrite: bool = True, on_progress: OnProgress | None = None
+) -> Fetched:
     """`fetch` for `hf://datasets/OWNER/NAME/FILE` or an http(s) address; the hub's token is not sent to the latter."""
     if url.startswith("hf://"):
         repository, filename, revision = parse_hf(url)
-        return fetch(repository, filename, target, sha256=sha256, revision=revision, on_progress=on_progress)
+        return fetch(
+            repository,
+            filename,
+            target,
+            sha256=sha256,
+            revision=revision,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is not an address of a file: it must begin with https:// or hf://datasets/")
-    return _bring(Remote(url=url, page=url, name=url), target, sha256, on_progress)
+    return _bring(Remote(url=url, page=url, name=url), target, sha256, on_progress, overwrite=overwrite)
 
 
 def parse_hf(address: str) -> tuple[str, str, str]:
@@ -133,7 +147,7 @@ def by_hand(url: str, target: Path, *, sha256: str = "") -> str:
     return f"by hand: download {url}{proof} and save it as {target.absolute()}"
 
 
-def _bring(remote: Remote, target: Path, sha256: str, on_progress: OnProgress | None) -> Fetched:
+def _bring(remote: Remote, target: Path, sha256: str, on_progress: OnProgress | None, *, overwrite: bool) -> Fetched:
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder, where {remote.name} would be saved: move it away")
     sha256 = sha256.lower()
@@ -154,6 +168,10 @@ def _bring(remote: Remote, target: Path, sha256: str, on_progress: OnProgress | 
             return _fetched(target, *_check(target, remote, version, sha256), skipped=True)
         except ValueError:
             pass  # another file of this size: it stays until a checked one takes its place
+    if target.exists() and not overwrite:
+        raise ValueError(
+            f"{target} is there, and is not the file that {remote.page} has: --overwrite replaces it, or move it away"
+        )
     return _download(remote, version, target, sha256, on_progress or (lambda here, whole: None))
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +23,8 @@ RawRow = tuple[str, Any]
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = ".gz"
+PROVENANCE = ".source.json"
+"""Ends the name of what lies beside a file that was fetched, converted or mixed, and tells where that came from."""
 TEXT_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".parquet")
 CHUNK = 1 << 20
 """Characters read at a time from a JSON array."""
@@ -31,6 +33,12 @@ PARQUET_ROWS = 1024
 NEAR_THE_END = 16
 """An error this close to the end of what was read may only mean that more must be read: the longest literal or escape
 (`\\ud83c\\udf0f`, 12 characters) is shorter."""
+
+
+def stem(name: str) -> str:
+    """A file's name without its known ending."""
+    bare = name[: -len(COMPRESSED)] if name.lower().endswith(COMPRESSED) else name
+    return bare.rpartition(".")[0] if has_known_ending(name) else name
 
 
 def has_known_ending(name: str) -> bool:
@@ -49,6 +57,8 @@ def read(path: Path) -> Iterator[RawRow]:
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if path.name.endswith(PROVENANCE):
+        raise ValueError(f"{path} tells where the file beside it came from; it holds no data: leave it out")
     if path.is_dir():
         yield from _read_datasets_folder(path)
         return
@@ -137,24 +147,52 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
 
 
+def undecoded(path: Path) -> Iterator[tuple[str, str]] | None:
+    """The rows of a JSON Lines file as text, for `decoded` to finish, in another process perhaps; None for a file of
+    another format. Raises as `read` does, but for broken JSON."""
+    if not path.is_file() or Path(path.name.lower().removesuffix(COMPRESSED)).suffix not in (".json", ".jsonl"):
+        return None
+    return None if _begins_array(path) else _json_lines(path)
+
+
+def decoded(rows: Iterable[tuple[str, str]], path: Path) -> Iterator[RawRow]:
+    """What `undecoded` gave as `read` gives it. Raises `ValueError` for broken JSON, with file and line."""
+    for where, text in rows:
+        try:
+            value = _DECODER.decode(text)
+        except (ValueError, RecursionError) as error:
+            hint = "; one object over several lines belongs in [ ]" if text == "{" else ""
+            raise ValueError(f"{path} {where}: broken JSON ({error}){hint}") from error
+        yield where, value
+
+
 def _read_json(path: Path) -> Iterator[RawRow]:
     """A JSON array, or one JSON object a line (some sets call JSON Lines `.json`)."""
+    if not _begins_array(path):
+        yield from decoded(_json_lines(path), path)
+        return
     with open_text(path) as file:
-        start = file.read(CHUNK).lstrip()
-        while not start and (more := file.read(CHUNK)):
-            start = more.lstrip()
-        if start.startswith("["):
-            yield from _read_array(file, start, path)
-            return
+        yield from _read_array(file, _start(file), path)
+
+
+def _begins_array(path: Path) -> bool:
+    with open_text(path) as file:
+        return _start(file).startswith("[")
+
+
+def _start(file: TextIO) -> str:
+    """The first chunk of a file that is not all white space, from its first character that is none."""
+    start = file.read(CHUNK).lstrip()
+    while not start and (more := file.read(CHUNK)):
+        start = more.lstrip()
+    return start
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
     with open_text(path, newline="\n") as file:  # other line ends can stand inside a string (U+2028)
         for number, line in enumerate(file, start=1):
             if text := line.strip():
-                try:
-                    value = _DECODER.decode(text)
-                except (ValueError, RecursionError) as error:
-                    hint = "; one object over several lines belongs in [ ]" if text == "{" else ""
-                    raise ValueError(f"{path} line {number}: broken JSON ({error}){hint}") from error
-                yield f"line {number}", value
+                yield f"line {number}", text
 
 
 def _read_array(file: TextIO, text: str, path: Path) -> Iterator[RawRow]:
@@ -211,8 +249,8 @@ class _ArrayText:
                 if self._ended or not unfinished:
                     raise
             else:
-                # 12 may be the beginning of 123, or of 12.5
-                if self._ended or self._text[end : end + 1] in tuple(" \t\r\n,]"):
+                # Only a number may go on where it seems to end: 12 may be the beginning of 123, or of 12.5.
+                if self._ended or type(value) not in (int, float) or self._text[end : end + 1] in tuple(" \t\r\n,]"):
                     self._at = end
                     return value
             self._read_on()
@@ -230,7 +268,11 @@ def _read_table(path: Path, delimiter: str) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)  # csv's own 131,072 characters are fewer than some answers have
     with open_text(path, newline="") as file:
         try:
-            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter, strict=True), start=1):
+            table = csv.DictReader(file, delimiter=delimiter, strict=True)
+            names = list(table.fieldnames or ())
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{path}: the header names the column {twice!r} twice")
+            for number, row in enumerate(table, start=1):
                 if None in row:
                     raise ValueError(
                         f"{path} row {number}: more cells than the header has columns; quote a cell that holds "
@@ -252,8 +294,11 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system; the others are pyarrow's words for damaged pages
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a readable Parquet file ({reason}); fetch it again") from error
 
 
 def _read_datasets_folder(path: Path) -> Iterator[RawRow]:

@@ -47,6 +47,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "mojibake": Check(what="holds text decoded with the wrong encoding", default="report"),
         "control_characters": Check(what="holds control characters or marks that reorder text", default="report"),
         "language_mismatch": Check(what="answers in another language than it asks or is tagged", default="report"),
+        "escaped_newlines": Check(
+            what="holds the two characters \\n, which may stand for a line break", default="report"
+        ),
         "over_long": Check(what="is longer than most models read", default="report"),
         "refusal": Check(what="refuses, or speaks as an AI language model", default="report"),
     }
@@ -140,6 +143,8 @@ class Examiner:
     def _examine_whole(self, text: str) -> int:
         """What is found in all texts of a row together."""
         bits = BITS["over_long"] if len(text) > self.max_characters else 0
+        if "\\n" in text:
+            bits |= BITS["escaped_newlines"]
         if text.isascii():  # then one deletion answers for a search at every character
             return bits | BITS["control_characters"] if text.encode().translate(None, PRINTABLE_ASCII) else bits
         if CONTROL.search(text):
@@ -189,6 +194,8 @@ def resolve(drop: Iterable[str] = (), keep: Iterable[str] = ()) -> frozenset[str
     for flag, chosen in (("--drop", drop), ("--keep", keep)):
         for name in sorted(chosen):
             lookup.find("check", name, CHECKS, flag)
+    if never := sorted(keep & {"empty_answer", "empty_instruction"}):
+        raise ValueError(f"--keep {never[0]}: such a row cannot be trained on; fill it in, or let it go")
     if both := sorted(drop & keep):
         raise ValueError(f"--drop and --keep both name {', '.join(both)}: choose one of them")
     return frozenset(name for name, check in CHECKS.items() if check.default == "drop") - keep | drop

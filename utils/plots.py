@@ -33,7 +33,12 @@ def pyplot(*, chinese: bool = True) -> Any:
 def save(figure: Any, path: Path) -> None:
     """Writes a figure without matplotlib's name and version, so that equal pictures are equal files."""
     figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     pyplot(chinese=False).close(figure)
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections import Counter
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from utils import cache, catalog, cli, collection, conversion, fetching, hygiene, lookup, outputs, survey
+from utils import cache, catalog, cli, collection, conversion, fetching, formats, hygiene, lookup, outputs, survey
 from utils.catalog import DATA_DIR, HUB_REPOSITORY, DatasetSpec, Part
 from utils.converters import Options
 
@@ -31,48 +31,68 @@ def fetch(
             way.
         OSError: as `fetching.fetch`.
     """
-    folder = DATA_DIR / "raw" / key
+    is_folder = not formats.has_known_ending(spec.hub)
+    if files and (raw or not is_folder):
+        raise ValueError(f"--files chooses among the files of a folder on the hub; {key} {'--raw ' * raw}is none")
     if raw:
         if not spec.raw:
             raise ValueError(f"{key}: the catalogue knows no upstream file. Look at {spec.source}")
-        for url, target in zip(spec.raw, fetching.raw_targets(spec.raw, folder), strict=True):
+        targets = fetching.raw_targets(spec.raw, DATA_DIR / "raw" / key)
+        for url, target in zip(spec.raw, targets, strict=True):
             yield from _bring(url, target, "", overwrite=overwrite)
-        yield f"then: python3 prepare_data.py convert {key} {folder}/* -o {DATA_DIR / spec.path}"
+        packed = [target.name for target in targets if target.name.endswith((".zip", ".tar.gz", ".tgz"))]
+        yield from ([f"unpack {', '.join(packed)} first"] if packed else [])
+        yield from ([f"mind: {spec.note}"] if spec.note else [])
+        yield f"then: {_command('convert', key, *targets, '-o', DATA_DIR / spec.path)}"
     elif not spec.hub:
+        raw_way = f"python3 prepare_data.py fetch {key} --raw brings its upstream files"
         raise ValueError(
-            f"{key}: its unified file is not on the hub. python3 prepare_data.py fetch {key} --raw brings its upstream "
-            f"files"
-            if spec.raw
-            else f"{key}: it is not on the hub. Look at {spec.source}"
+            f"{key}: its unified file is not on the hub. {raw_way if spec.raw else f'Look at {spec.source}'}"
         )
-    elif catalog.is_path(spec.hub):
-        address = f"hf://datasets/{HUB_REPOSITORY}@{revision}/{spec.hub}"
-        yield from _bring(address, DATA_DIR / spec.path, spec.sha256, overwrite=overwrite)
-        yield f"then: --data {key}"
-    else:
-        listed = fetching.list_files(HUB_REPOSITORY, spec.hub, revision=revision)
-        names = [each.path for each in listed if any(fnmatch.fnmatch(each.path.rsplit("/", 1)[-1], f) for f in files)]
-        if not names:
-            found = ", ".join(f"{each.path.rsplit('/', 1)[-1]} ({each.bytes / 1e6:,.1f} MB)" for each in listed)
-            raise ValueError(f"{key} is a folder on the hub: choose some of its files with --files. It has: {found}")
-        urls = [f"hf://datasets/{HUB_REPOSITORY}@{revision}/{name}" for name in names]
-        targets = fetching.raw_targets(urls, folder)
+    elif is_folder:
+        urls = _chosen_of_folder(key, spec, files, revision)
+        targets = fetching.raw_targets(urls, DATA_DIR / "raw" / key / "hub")
         for url, target in zip(urls, targets, strict=True):
             yield from _bring(url, target, "", overwrite=overwrite)
-        yield f"then: python3 prepare_data.py mix {' '.join(map(str, targets))} -o {DATA_DIR / spec.path}"
+        yield from ([f"mind: {spec.note}"] if spec.note else [])
+        yield f"then: {_command('mix', *targets, '-o', DATA_DIR / spec.path)}"
+    else:
+        yield from _bring(_address(spec.hub, revision), DATA_DIR / spec.path, spec.sha256, overwrite=overwrite)
+        yield f"then: --data {key}"
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["python3", "prepare_data.py", *map(str, words)])
+
+
+def _address(file: str, revision: str) -> str:
+    return f"hf://datasets/{HUB_REPOSITORY}@{revision}/{file}"
+
+
+def _chosen_of_folder(key: str, spec: DatasetSpec, files: Sequence[str], revision: str) -> list[str]:
+    """The addresses of the files of a folder on the hub that match one of the patterns `files`."""
+    listed = {
+        each.path.removeprefix(f"{spec.hub}/"): each
+        for each in fetching.list_files(HUB_REPOSITORY, spec.hub, revision=revision)
+    }
+    idle = [pattern for pattern in files if not any(fnmatch.fnmatch(name, pattern) for name in listed)]
+    if idle or not files:
+        has = ", ".join(f"{name} ({each.bytes / 1e6:,.1f} MB)" for name, each in listed.items())
+        wrong = f"--files {' '.join(idle)}: no such file" if idle else "choose some of its files with --files"
+        raise ValueError(f"{key} is a folder on the hub: {wrong}. It has: {has}")
+    return [
+        _address(each.path, revision)
+        for name, each in listed.items()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in files)
+    ]
 
 
 def _bring(url: str, target: Path, sha256: str, *, overwrite: bool) -> Iterator[str]:
     """One file; beside it, in `….source.json`, where it came from."""
     note = conversion.provenance_path(target)
-    if target.exists() and not overwrite:
-        known = {sha256, _noted(note)} - {""}
-        if cache.content_hash(target) in known:
-            yield f"{target}: here already, and whole"
-            return
-        raise ValueError(
-            f"{target} is there, and is not what was fetched from {url}: --overwrite replaces it, or move it away"
-        )
+    if target.exists() and cache.content_hash(target) in {sha256 or _noted(note, url)}:
+        yield f"{target}: here already, and whole"
+        return
     with cli.bar(target.name, unit="B") as more:
         seen = 0
 
@@ -81,18 +101,21 @@ def _bring(url: str, target: Path, sha256: str, *, overwrite: bool) -> Iterator[
             more(here - seen)
             seen = here
 
-        fetched = fetching.fetch_url(url, target, sha256=sha256, on_progress=progress)
+        fetched = fetching.fetch_url(url, target, sha256=sha256, overwrite=overwrite, on_progress=progress)
     with outputs.atomic(note) as file:
         file.write(json.dumps({"url": url, "sha256": fetched.sha256, "checked": fetched.checked}, indent=2) + "\n")
-    yield f"{target}: {fetched.bytes:,} bytes, checked against {fetched.checked}"
+    already = "here already, " if fetched.skipped else ""
+    yield f"{target}: {already}{fetched.bytes:,} bytes, checked against {fetched.checked}"
     yield f"  sha256 {fetched.sha256}"
 
 
-def _noted(note: Path) -> str:
+def _noted(note: Path, url: str) -> str | None:
+    """The sha256 of what was fetched from `url`, as its note says; None without one."""
     try:
-        return str(json.loads(note.read_text(encoding="utf-8"))["sha256"])
+        found = json.loads(note.read_text(encoding="utf-8"))
+        return str(found["sha256"]) if found["url"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
 
 
 def convert(given: Sequence[str], out: Path, *, converter: str | None, options: Options) -> Iterator[str]:
@@ -118,17 +141,21 @@ def convert(given: Sequence[str], out: Path, *, converter: str | None, options: 
 
 
 def check(parts: Sequence[Part], *, seed: int, drop: frozenset[str]) -> Iterator[str]:
-    """Reads and examines every row; a row that is no record ends it with an error that names the row."""
+    """Reads and examines every row; a row that is no record ends it with an error that names the row. Near duplicates
+    are sought where `drop` names them, for that takes memory for every row."""
     overlap = hygiene.local_evaluation_sets()
     for part in parts:
         with cli.bar(part.name) as on_rows:
             found = survey.survey(part, seed=seed, overlap=overlap, on_rows=on_rows)
         yield f"{part.name}: {len(found):,} rows are valid records ({', '.join(found.shapes)})"
         counts = found.counts()
-        with cli.bar("near duplicates", total=len(found)) as on_rows:
-            counts["near_duplicate"] = survey.near_repeats([part], seed, on_rows)
+        if "near_duplicate" in drop:
+            with cli.bar("near duplicates", total=len(found)) as on_rows:
+                counts["near_duplicate"] = survey.near_repeats([part], seed, on_rows)
         yield from collection.finding_lines(counts, found.examples, drop)
     yield overlap.described()
+    if "near_duplicate" not in drop:
+        yield "near duplicates were not sought; --drop near_duplicate does"
 
 
 def statistics(
@@ -137,19 +164,26 @@ def statistics(
     """What each part holds; with a tokenizer (None: without), its tokens too."""
     from utils import plots
 
+    if plot is not None and (plot.suffix != ".png" or not plot.absolute().parent.is_dir()):
+        raise ValueError(f"--plot {plot}: it must end in .png, in a folder that exists")
+    overlap = hygiene.local_evaluation_sets()
     lengths: dict[str, Any] = {}
-    findings: Counter[str] = Counter()
-    for part in parts:
+    surveys = []
+    for number, part in enumerate(parts, start=1):
         with cli.bar(part.name) as on_rows:
-            found = survey.survey(part, seed=seed, on_rows=on_rows)
+            found = survey.survey(part, seed=seed, overlap=overlap, on_rows=on_rows)
+        surveys.append(found)
         yield from collection.survey_lines(part.name, found)
-        findings += found.counts()
-        lengths[part.name] = found.column("characters")
+        name = part.name if part.name not in lengths else f"{part.name} ({number})"
+        lengths[name] = found.column("characters")
         if tokenizer is not None:
             rows = _encoded(part, tokenizer, template, seed)
             yield from collection.token_lines(rows, cutoff_len)
-            lengths[part.name] = rows.column("length")[rows.column("kept")]
+            lengths[name] = rows.column("length")[rows.column("kept")]
         yield from collection.finding_lines(found.counts(), found.examples, hygiene.resolve())
+    if len(parts) > 1:
+        yield f"all parts: {sum(map(len, surveys)):,} rows, {survey.repeats(surveys):,} of them repeat another exactly"
+    yield overlap.described()
     if plot is not None:
         unit, mark = ("tokens", cutoff_len) if tokenizer is not None else ("characters", None)
         plots.lengths(lengths, plot, unit=unit, mark=mark)
@@ -166,9 +200,13 @@ def _encoded(part: Part, tokenizer: Any, template: Any, seed: int) -> Any:
 
 def mix(parts: Sequence[Part], out: Path, *, seed: int, drop: frozenset[str], overwrite: bool) -> Iterator[str]:
     """Writes a mixture as one file."""
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: --overwrite replaces it, -o names another")
     overlap = hygiene.local_evaluation_sets() if "evaluation_overlap" in drop else None
+    source = survey.mixture_source(parts, seed=seed, drop=drop, overlap=overlap)
+    if survey.is_written(source, out):
+        yield f"{out}: here already, from the same rows"
+        return
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists, and is another mixture: --overwrite replaces it, -o names another")
     with cli.bar("reading") as on_rows:
         ledger = survey.write_mixture(parts, out, seed=seed, drop=drop, overlap=overlap, on_rows=on_rows)
     columns = ("read", "left_out", "dropped", "repeated")

@@ -8,7 +8,7 @@ was expected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -54,24 +54,30 @@ def read_rows(path: Path, *, answered: bool = True) -> Iterator[Row]:
         FileNotFoundError: no such file.
         ValueError: an unreadable or empty file, a broken row, a missing or non-text field; the message names the row.
     """
-    shape = ""
-    for where, raw in formats.read(path):
+    row = None
+    for row in to_rows(formats.read(path), path, answered=answered):
+        yield row
+    if row is None:
+        raise ValueError(f"{path} holds no records: the file is empty")
+
+
+def to_rows(raws: Iterable[formats.RawRow], path: Path, *, answered: bool = True, source: str = "") -> Iterator[Row]:
+    """Raw rows of `path` as unified records. Raises as `read_rows` does."""
+    for where, raw in raws:
         origin = f"{path} {where}"
         if not isinstance(raw, Mapping):
             raise ValueError(f"{origin}: expected an object with instruction, input and output, found {kind(raw)}")
         if not answered:
             raw = _with_empty_answer(raw)
-        if not (shape and SHAPES[shape].fits(raw)):
-            shape = _recognise(raw, origin)
+        shape = _recognise(raw, origin)
         record = SHAPES[shape].to_record(_required(raw, SHAPES[shape], origin))
         check_record(record, origin, answered=answered)
-        yield Row(record=record, origin=origin, shape=shape)
-    if not shape:
-        raise ValueError(f"{path} holds no records: the file is empty")
+        yield Row(record=record, origin=origin, source=source, shape=shape)
 
 
 def _instruction(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {"instruction": raw["instruction"], "input": raw.get("input", ""), "output": raw["output"]}
+    given = raw.get("input")  # null in a Parquet file means that there is none
+    return {"instruction": raw["instruction"], "input": "" if given is None else given, "output": raw["output"]}
 
 
 def _turns(turns: Any, role_key: str, text_key: str) -> dict[str, Any]:

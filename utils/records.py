@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,11 @@ DEFAULT_VALIDATION_ROWS = 2000
 DEFAULT_VALIDATION_SHARE = 0.1
 
 
-def read_part(part: catalog.Part, chosen: Set[int] | None = None) -> Iterator[Row]:
+def read_part(part: catalog.Part, chosen: numpy.ndarray | None = None) -> Iterator[Row]:
     """The rows of one part, one at a time, in the file's order.
 
     Args:
-        chosen: the row numbers (from 0) to read; None for all.
+        chosen: bool, whether to read each row; None for all.
 
     Raises:
         FileNotFoundError: no such file; the message says where it can be had.
@@ -36,7 +36,7 @@ def read_part(part: catalog.Part, chosen: Set[int] | None = None) -> Iterator[Ro
     if not part.path.exists():
         raise FileNotFoundError(catalog.missing_file(part))
     for number, row in enumerate(read_rows(part.path)):
-        if chosen is None or number in chosen:
+        if chosen is None or chosen[number]:
             yield replace(row, source=part.name)
 
 
@@ -45,15 +45,20 @@ def read_chosen(part: catalog.Part, seed: int) -> Iterator[Row]:
     return read_part(part, choose(part, seed)[1])
 
 
-def choose(part: catalog.Part, seed: int) -> tuple[int | None, Set[int] | None]:
-    """For a part with `:N`: how many rows its file has, and which of them a seeded draw takes. (None, None): all are
-    taken, and nothing was counted."""
+def choose(part: catalog.Part, seed: int) -> tuple[int | None, numpy.ndarray | None]:
+    """For a part with `:N`: how many rows its file has, and which of them a seeded draw takes (bool). (None, None): all
+    are taken, and nothing was counted."""
+    import numpy
+
     if part.max_rows is None:
         return None, None
     count = sum(1 for _ in formats.read(part.path))
     if part.max_rows >= count:
         return count, None
-    return count, set(random.Random(f"{seed}:{part.name}").sample(range(count), part.max_rows))
+    draw = numpy.random.default_rng(random.Random(f"{seed}:{part.name}").getrandbits(64))
+    chosen = numpy.zeros(count, dtype=bool)
+    chosen[draw.choice(count, part.max_rows, replace=False, shuffle=False)] = True
+    return count, chosen
 
 
 def validation_rows(num_rows: int, val_set_size: float | None) -> int:

@@ -71,8 +71,11 @@ def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
             f"them copies), {account['validation']:,} held out; {account['trained_tokens']:,} of "
             f"{account['tokens']:,} tokens carry loss"
         )
+        if account["left_out"]:
+            lines.append(f"{name}, left out by :N: {account['left_out']:,}")
         lines += [f"{name}, dropped: {count:,}: {what}" for what, count in account["dropped"].items()]
         lines += [f"{name}, cut: {count:,}: {what}" for what, count in account["truncated"].items()]
+        lines += [f"{name}, noticed: {count:,}: {what}" for what, count in account["reported"].items()]
     return [*lines, *ledger["notes"]]
 
 

@@ -34,17 +34,20 @@ def sieve(
     accounts: Sequence[Account],
     drop: frozenset[str],
     *,
+    repeats: Sequence[int],
     texts: Callable[[int], Iterable[str]],
 ) -> list[numpy.ndarray]:
     """For each part, which of its rows stay (bool); all others are counted in its account, by reason.
 
     Args:
         drop: names of `hygiene.CHECKS`.
+        repeats: how often each part will be repeated. Of equal rows the one in the part that is repeated most stays, or
+            the first: a subset that is given again to weigh more would otherwise weigh nothing.
         texts: reads the texts of the rows of a part again; asked only where near duplicates are dropped.
     """
     alive = [_sound(part, account, drop) for part, account in zip(parts, accounts, strict=True)]
     if "duplicate" in drop:
-        _take_out(_first_of_its_kind(parts, alive), alive, accounts, "duplicate")
+        _take_out(_first_of_its_kind(parts, alive, repeats), alive, accounts, "duplicate")
     if "near_duplicate" in drop:
         _take_out(_unlike_the_earlier(alive, texts), alive, accounts, "near_duplicate")
     for part, account, mine in zip(parts, accounts, alive, strict=True):
@@ -81,14 +84,19 @@ def _sound(part: Columns, account: Account, drop: frozenset[str]) -> numpy.ndarr
     return alive & ~unencoded
 
 
-def _first_of_its_kind(parts: Sequence[Columns], alive: Sequence[numpy.ndarray]) -> numpy.ndarray:
-    """Of the living rows of all parts, which no earlier one equals (bool)."""
+def _first_of_its_kind(
+    parts: Sequence[Columns], alive: Sequence[numpy.ndarray], repeats: Sequence[int]
+) -> numpy.ndarray:
+    """Of the living rows of all parts, which none equals that is in a part repeated more often, or earlier (bool)."""
     import numpy
 
-    hashes = numpy.concatenate([part.column("record")[mine] for part, mine in zip(parts, alive, strict=True)])
+    order = sorted(range(len(parts)), key=lambda i: -repeats[i])
+    hashes = numpy.concatenate([parts[i].column("record")[alive[i]] for i in order])
     first = numpy.zeros(len(hashes), dtype=bool)
     first[numpy.unique(hashes, return_index=True)[1]] = True
-    return first
+    ends = numpy.cumsum([int(alive[i].sum()) for i in order])
+    pieces = dict(zip(order, numpy.split(first, ends[:-1]), strict=True))
+    return numpy.concatenate([pieces[i] for i in range(len(parts))])
 
 
 def _unlike_the_earlier(alive: Sequence[numpy.ndarray], texts: Callable[[int], Iterable[str]]) -> numpy.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import catalog, hygiene, outputs, records
+from utils import cache, catalog, conversion, hygiene, outputs, records
 from utils.ledger import Ledger
 from utils.overlap import EvaluationSets
 from utils.sieve import nothing_left, sieve
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 """Rows that are named for each finding."""
+CODE = ("formats", "hygiene", "outputs", "overlap", "readers", "records", "sieve", "survey")
+"""The modules on which a mixture depends."""
 TYPES = {"flags": "uint32", "record": "uint64", "prompt": "uint64", "characters": "uint32"}
 
 
@@ -145,6 +147,7 @@ def write_mixture(
         surveys,
         accounts,
         drop,
+        repeats=[part.repeat for part in parts],
         texts=lambda i: (hygiene.text_of(row.record) for row in records.read_chosen(parts[i], seed)),
     )
     if not numpy.concatenate(alive).any():
@@ -162,20 +165,50 @@ def write_mixture(
     with outputs.atomic(out) as file:
         outputs.write_records(rows(), file, array=out.suffix == ".json")
         ledger.check()
-    _write_provenance(parts, ledger, out, seed=seed, drop=drop)
+    source = mixture_source(parts, seed=seed, drop=drop, overlap=overlap)
+    document = source | {"ledger": ledger.as_dict(), "sha256": cache.content_hash(out)}
+    with outputs.atomic(conversion.provenance_path(out)) as file:
+        file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
     return ledger
 
 
-def _write_provenance(
-    parts: Sequence[catalog.Part], ledger: Ledger, out: Path, *, seed: int, drop: frozenset[str]
-) -> None:
-    from utils import cache
+def repeats(surveys: Sequence[Survey]) -> int:
+    """How many rows of all parts another row equals that comes before."""
+    import numpy
 
-    given = [
-        {"name": part.name, "sha256": cache.content_hash(part.path), "max_rows": part.max_rows, "repeat": part.repeat}
-        | ({"license": part.spec.license} if part.spec else {})
-        for part in parts
-    ]
-    document = {"mixture": given, "seed": seed, "dropped for": sorted(drop), "ledger": ledger.as_dict()}
-    with outputs.atomic(out.with_name(f"{out.name}.source.json")) as file:
-        file.write(json.dumps(document | {"sha256": cache.content_hash(out)}, ensure_ascii=False, indent=2) + "\n")
+    hashes = numpy.concatenate([found.column("record") for found in surveys])
+    return len(hashes) - len(numpy.unique(hashes))
+
+
+def mixture_source(
+    parts: Sequence[catalog.Part], *, seed: int, drop: frozenset[str], overlap: EvaluationSets | None
+) -> dict[str, Any]:
+    """What a mixture is made of, for its provenance file: equal for mixtures that are written alike."""
+    for part in parts:
+        if not part.path.exists():
+            raise FileNotFoundError(catalog.missing_file(part))
+    return {
+        "mixture": [
+            {
+                "name": part.name,
+                "sha256": cache.content_hash(part.path),
+                "max_rows": part.max_rows,
+                "repeat": part.repeat,
+                "license": part.spec.license if part.spec else None,
+            }
+            for part in parts
+        ],
+        "seed": seed,
+        "dropped for": sorted(drop),
+        "evaluation sets": overlap.fingerprint if overlap else None,
+        "code": cache.code_hash(CODE),
+    }
+
+
+def is_written(source: dict[str, Any], out: Path) -> bool:
+    """Whether `out` is what `write_mixture` wrote from this source."""
+    try:
+        found = json.loads(conversion.provenance_path(out).read_text(encoding="utf-8"))
+        return {key: found[key] for key in source} == source and found["sha256"] == cache.content_hash(out)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
