@@ -127,3 +127,47 @@ def test_the_code_hash_follows_the_sources() -> None:
     assert cache.code_hash(["encode"]) != cache.code_hash(["encode", "tokens"])
     with pytest.raises(FileNotFoundError, match="no_such_module"):
         cache.code_hash(["no_such_module"])
+
+
+def test_processes_at_different_entries_do_not_disturb_each_other(home: Path) -> None:
+    program = (
+        "import sys; from utils import cache\n"
+        "for i in range(150): cache.entry(f'{sys.argv[1]}{i}', lambda folder: (folder / 'a').write_text('x'))"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, name], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        for name in ("a", "b")
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in running] == [("", 0), ("", 0)]
+
+
+def test_an_old_lock_still_locks(home: Path) -> None:
+    cache.entry("k", lambda folder: None)
+    lock = home / "new.lock"
+    lock.touch()
+    year_ago = time.time() - 365 * 24 * 3600
+    os.utime(lock, (year_ago, year_ago))
+    cache.entry("new", lambda folder: None)
+    assert lock.exists()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_attempt(home: Path) -> None:
+    leftover = home / "k.99999999.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_text("x")
+    cache.entry("k", lambda folder: None)
+    assert not leftover.exists()
+
+
+def test_waiting_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.05)
+    home.mkdir()
+    program = (
+        "import sys, time, filelock\n"
+        f"with filelock.FileLock({str(home / 'k.lock')!r}): print('held', flush=True); time.sleep(0.6)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        cache.entry("k", lambda folder: None)
+    assert "waiting for another process that makes the same" in caplog.text

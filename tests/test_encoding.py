@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import RECORDS, REPOSITORY
 
-from utils import encoding, store
+from utils import cache, encoding, store
 from utils.catalog import Part
 from utils.encode import Encoded, encode_rows
 from utils.encoding import Recipe, encode_part
@@ -28,6 +29,11 @@ DIALOGUE = {
         {"role": "assistant", "content": "你好。"},
     ]
 }
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALPACA_COT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -125,6 +131,47 @@ def test_a_broken_row_is_named_and_nothing_is_kept(part: Part, recipe: Recipe, w
     for _ in range(2):
         with pytest.raises(ValueError, match=r"a.jsonl line 10: 'output' is missing"):
             encode_part(part, recipe, seed=0, workers=workers)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    part: Part, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = part.path.read_bytes()
+
+    def change(count: int) -> None:
+        part.path.write_bytes(before + b"\n")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="changed while it was read: run the command again"):
+            encode_part(part, recipe, seed=0, on_rows=change)
+        part.path.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["about.json", "rows.arrow"])
+def test_a_damaged_entry_is_made_anew(part: Part, recipe: Recipe, name: str) -> None:
+    expected = encoded(part, recipe)
+    for entry in cache.directory().glob(f"*/{name}"):
+        entry.write_bytes(b"damaged")
+    assert encoded(part, recipe) == expected
+
+
+def test_a_tokenizer_without_eos_is_refused_before_any_process_starts(part: Part, recipe: Recipe) -> None:
+    without = copy.deepcopy(recipe.tokenizer)
+    without.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        encode_part(part, replace(recipe, tokenizer=without), seed=0, workers=2)
+
+
+def test_a_process_that_dies_is_explained(part: Part, recipe: Recipe) -> None:
+    with pytest.raises(OSError, match="a process that encodes has died.*--preprocessing_num_workers"):
+        encode_part(part, replace(recipe, languages=Deadly()), seed=0, workers=2)  # type: ignore[arg-type]
+
+
+class Deadly(tuple[str, ...]):
+    """Languages at whose sight a worker dies, as it does where memory runs out."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
 
 
 def test_an_empty_row_is_kept_as_dropped(tmp_path: Path, recipe: Recipe) -> None:

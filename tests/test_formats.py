@@ -133,3 +133,54 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 def test_known_endings() -> None:
     assert all(map(formats.has_known_ending, ("a.json", "a.JSONL", "a.csv.gz", "a.parquet")))
     assert not any(map(formats.has_known_ending, ("alpaca", "a.txt", "a.parquet.gz", "belle1.5m")))
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("instruction,output,output\na,b,c\n")
+    with pytest.raises(ValueError, match="the header names the column 'output' twice"):
+        values(path)
+
+
+def test_a_missing_comma_is_found_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a":1}{"a":2}' + ',{"a":3}' * 1_000_000 + "]")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="row 1: broken JSON .*a comma or ] was expected, found '{'"):
+        values(path)
+    assert tracemalloc.get_traced_memory()[1] < 4 * formats.CHUNK
+    tracemalloc.stop()
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"instruction": [f"question {i}" for i in range(5000)], "output": ["a"] * 5000})
+    pyarrow.parquet.write_table(table, path)
+    whole = path.read_bytes()
+    for at in (60, len(whole) // 2, len(whole) - 40):
+        path.write_bytes(whole[:at] + b"\xff" * 30 + whole[at + 30 :])
+        try:
+            list(formats.read(path))
+        except ValueError as error:
+            message = str(error)
+        else:
+            message = f"{path}: the damage is in a part that nothing reads"
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+
+
+def test_provenance_is_no_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.source.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="tells where the file beside it came from; it holds no data"):
+        values(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("a.jsonl.gz", "a"), ("b.c.JSON", "b.c"), ("folder", "folder"), ("a.txt", "a.txt")]
+)
+def test_stems(name: str, stem: str) -> None:
+    assert formats.stem(name) == stem

@@ -192,3 +192,15 @@ def test_any_rows_are_read_whole_or_refused_by_name(
     for row in read:
         json.dumps(row.record).encode()
         assert set(row.record) in ({"instruction", "input", "output"}, {"conversation"})
+
+
+def test_a_null_input_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '[{"instruction": "a", "input": null, "output": "b"}]')
+    assert records(path) == [{"instruction": "a", "input": "", "output": "b"}]
+
+
+def test_a_rows_reading_does_not_depend_on_the_rows_before(tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", "instruction": "i", "output": "o"}]
+    for order in (rows, rows[::-1]):
+        found = {row.shape: row.record["output"] for row in read_rows(write(tmp_path / "a.json", json.dumps(order)))}
+        assert found == {"question/answer": "a", "instruction/input/output": "o"}

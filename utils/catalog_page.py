@@ -89,24 +89,31 @@ def page(catalog: Mapping[str, DatasetSpec]) -> str:
             "",
             *_table(by_status["ours"]),
             "",
-            "## Notes",
-            "",
-            *(f"- `{key}`: {spec.note}" for key, spec in catalog.items() if spec.note),
-            "",
-            "## What could not be checked",
-            "",
-            "Each of these fields rests on the document named, or on less where that is said.",
-            "",
-            *(f"- `{key}`: {'; '.join(spec.unverified)}" for key, spec in catalog.items() if spec.unverified),
-            "",
-            "## Whom to cite",
-            "",
-            "Written from memory: look authors, titles and addresses up before you print them.",
-            "",
-            *(f"- `{key}`: {spec.citation}" for key, spec in catalog.items() if spec.status != "ours"),
-            "",
+            *_remarks(catalog),
         ]
     )
+
+
+def _remarks(catalog: Mapping[str, DatasetSpec]) -> list[str]:
+    """Notes, what could not be checked, and whom to cite, a line for each dataset that has one."""
+    return [
+        "## Notes",
+        "",
+        *(f"- `{key}`: {spec.note}" for key, spec in catalog.items() if spec.note),
+        "",
+        "## What could not be checked",
+        "",
+        "Each of these fields rests on the document named, or on less where that is said.",
+        "",
+        *(f"- `{key}`: {'; '.join(spec.unverified)}" for key, spec in catalog.items() if spec.unverified),
+        "",
+        "## Whom to cite",
+        "",
+        "Written from memory: look authors, titles and addresses up before you print them.",
+        "",
+        *(f"- `{key}`: {spec.citation}" for key, spec in catalog.items() if spec.status != "ours"),
+        "",
+    ]
 
 
 def rows_by_language(specs: Iterable[DatasetSpec]) -> dict[str, int]:

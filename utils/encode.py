@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from utils.readers import Row
 from utils.templates import Segment, Template, prompts_of, render, render_prompt
@@ -42,7 +42,7 @@ class Encoded:
     origin: str
     source: str = ""
 
-    @functools.cached_property
+    @property
     def num_targets(self) -> int:
         """Tokens that carry loss; the first token of a row never can."""
         return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
@@ -52,8 +52,7 @@ class MaskError(ValueError):
     """A row whose labels are not what they must be; training on it would teach something else than the record says."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a row: encoded, or dropped."""
 
     encoded: Encoded | None
@@ -109,7 +108,7 @@ class Encoder:
         """`__call__` as a generator that hands out the tokenizer's work, and is sent what came of it: that work needs
         no interpreter, so a caller can go on with other rows meanwhile."""
         rendered = [self._rendered(row) for row in rows]
-        keys = {(s.text, s.has_control) for full, prompts in rendered for part in (full, *prompts) for s in part}
+        keys = {(s.text, s.has_control) for full, prompts in rendered for part in (full, *prompts) for s in part or ()}
         ids_of = yield functools.partial(self._tokenised, keys)
         drafts = [self._draft(row, *parts, ids_of) for row, parts in zip(rows, rendered, strict=True)]
         wanted = [ids for draft in drafts for ids in draft.whole_answers()]
@@ -121,14 +120,15 @@ class Encoder:
             outcomes.append(Outcome(encoded=draft.encoded, what=draft.what, spans=draft.kept_spans()))
         return outcomes
 
-    def _rendered(self, row: Row) -> tuple[list[Segment], list[list[Segment]]]:
-        """The segments of the row, and those of the prompt before each of its answers where they are others."""
+    def _rendered(self, row: Row) -> tuple[list[Segment], list[list[Segment] | None]]:
+        """The segments of the row, and those of the prompt before each of its answers; None for a prompt that the row
+        begins with, which has the same ids then: a text is tokenised once, and by itself."""
         try:
             full = render(row.record, self._template, self._tokenizer)
             prompts = [render_prompt(each, self._template, self._tokenizer) for each in prompts_of(row.record)]
         except ValueError as error:
             raise MaskError(f"{row.origin}: {error}") from error
-        return full, prompts
+        return full, [None if full[: len(prompt)] == prompt else prompt for prompt in prompts]
 
     def _tokenised(self, keys: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:
         """The ids of each (text, has_control), each tokenised once."""
@@ -139,7 +139,9 @@ class Encoder:
             found.update(zip([(text, has_control) for text in texts], ids, strict=True))
         return found
 
-    def _draft(self, row: Row, full: Sequence[Segment], prompts: Sequence[Sequence[Segment]], ids_of: _IdsOf) -> Draft:
+    def _draft(
+        self, row: Row, full: Sequence[Segment], prompts: Sequence[Sequence[Segment] | None], ids_of: _IdsOf
+    ) -> Draft:
         (ids, labels), spans = _join(full, self._prefix, ids_of, self._eos)
         # A chat template writes its own BOS, which a cut prompt keeps as it keeps the tokenizer's.
         head = len(self._prefix) or int(bool(ids) and ids[0] == self._tokenizer.bos_token_id)
@@ -150,11 +152,10 @@ class Encoder:
         elif encoded.num_targets == 0:
             encoded, what = None, "no trained token is left"
         removed = len(ids) - len(kept[0]) if self._truncation == "prompt" else 0
-        sent = []
-        for segments, (start, _) in zip(prompts, spans, strict=False) if encoded else ():
-            # The same segments are the same ids: a text is tokenised once, and by itself.
-            same = full[: len(segments)] == segments
-            sent.append(ids[:start] if same else _join(segments, self._prefix, ids_of, self._eos)[0][0])
+        sent = [
+            ids[:start] if segments is None else _join(segments, self._prefix, ids_of, self._eos)[0][0]
+            for segments, (start, _) in zip(prompts, spans, strict=False)
+        ]
         return Draft(
             encoded=encoded, row=row, what=what, spans=spans, prompts=sent, head=head, removed=removed, cut=bool(what)
         )
@@ -210,7 +211,7 @@ def truncate(
     return row, dropped
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Draft:
     """A row as encoded, and what its proof needs."""
 
@@ -234,11 +235,10 @@ class Draft:
         moved = [(start - self.removed, min(end - self.removed, size)) for start, end in self.spans]
         return [place for start, end in moved if start < end for place in (start, end)]
 
-    @functools.cached_property
-    def num_whole(self) -> int:
-        """How many answers are whole; what is cut, is cut from the last ones."""
+    def __post_init__(self) -> None:
         size = len(self.encoded.input_ids) if self.encoded else 0
-        return sum(end - self.removed <= size for _, end in self.spans)
+        self.num_whole = sum([end - self.removed <= size for _, end in self.spans])
+        """How many answers are whole; what is cut, is cut from the last ones."""
 
     def whole_answers(self) -> list[list[int]]:
         """The ids of each answer that is whole, without the token that ends it."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from utils.encode import IGNORED, Encoded, Outcome
 
@@ -35,8 +34,7 @@ COLUMNS = {
 """Name → (type, meaning)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Examined:
+class Examined(NamedTuple):
     """What is known of a row besides its tokens; see `COLUMNS`."""
 
     number: int
@@ -68,7 +66,7 @@ def chunk(outcomes: Sequence[Outcome], examined: Sequence[Examined]) -> Any:
         "what": [outcome.what for outcome in outcomes],
         "kept": [row is not None for row in rows],
     }
-    values |= {field.name: [getattr(each, field.name) for each in examined] for field in fields(Examined)}
+    values |= dict(zip(Examined._fields, zip(*examined, strict=True), strict=True))
     return pyarrow.RecordBatch.from_arrays(
         [pyarrow.array(values[field.name], field.type) for field in _schema()], schema=_schema()
     )
