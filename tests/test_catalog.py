@@ -177,6 +177,9 @@ def test_unknown_key_names_the_nearest_and_the_whole_expression() -> None:
         ("a.jsonl:5", True),
         ("dir/x", True),
         ("a.csv*2", True),
+        ("a.jsonl.gz", True),
+        ("A.JSON:3*2", True),
+        ("a.parquet.gz", False),
     ],
 )
 def test_what_is_a_path(expression: str, path: bool) -> None:
