@@ -78,11 +78,13 @@ def lengths(by_source: Mapping[str, Any], path: Path, *, unit: str, mark: int | 
     if given:
         # One row of a hundred thousand characters would press all others into the first bar.
         most = max(float(numpy.percentile(values, 99.5)) for values in given.values())
-        edges = numpy.linspace(0, max(most, mark or 0, 1) * 1.02, BINS)
+        if mark is not None and mark <= 2 * most:  # a mark far off would press all bars together
+            most = max(most, mark)
+        edges = numpy.linspace(0, max(most, 1) * 1.02, BINS)
         clipped = [numpy.minimum(values, edges[-1]) for values in given.values()]
         axes.hist(clipped, bins=edges, stacked=True, label=[f"{name} ({len(v):,})" for name, v in given.items()])
         axes.legend(fontsize=8)
-    if mark is not None:
+    if mark is not None and mark <= axes.get_xlim()[1]:
         axes.axvline(mark, color="black", linestyle="--", linewidth=1)
         axes.text(mark, axes.get_ylim()[1], f" {mark}", va="top", fontsize=8)
     axes.set_xlabel(f"{unit} of a row; the last bar holds all longer ones")
