@@ -188,7 +188,8 @@ def test_large_files_get_a_process_for_each_core(tmp_path: Path, monkeypatch: py
     assert encoding.workers_for(path, cores=16) == 1
     monkeypatch.setattr(encoding, "WORTH_WORKERS", 1)
     assert encoding.workers_for(path, cores=16) == encoding.MOST_WORKERS
-    assert encoding.workers_for(path, cores=1) == 1
+    assert encoding.workers_for(path, cores=4) == 4
+    assert encoding.workers_for(path, cores=2) == 1
 
 
 def test_the_key_covers_all_code_that_a_row_passes_through() -> None:

@@ -53,6 +53,7 @@ LIBRARIES = ("tokenizers", "transformers", "jinja2", "ftfy", "pyarrow")
 
 WORTH_WORKERS = 64 * 1024 * 1024
 """Bytes of a file from which several processes are worth their start, some seconds each."""
+WORTH_CORES = 4
 MOST_WORKERS = 8
 """Beyond this the one process that reads cannot keep the others busy."""
 CHUNKS_AHEAD = 3
@@ -320,9 +321,11 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def workers_for(path: Path, cores: int) -> int:
-    """How many processes encode a file on a machine with so many cores: one, unless it is large."""
+    """How many processes encode a file on a machine with so many cores: one, unless it is large and the cores are
+    enough for one that reads and several that encode (two gained nothing on two cores, benchmarks/encode.py)."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return 1 if sum(file.stat().st_size for file in files) < WORTH_WORKERS else min(MOST_WORKERS, cores)
+    small = sum(file.stat().st_size for file in files) < WORTH_WORKERS
+    return 1 if small or cores < WORTH_CORES else min(MOST_WORKERS, cores)
 
 
 def _examined(row: Row, examiner: hygiene.Examiner) -> store.Examined:

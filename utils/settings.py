@@ -87,7 +87,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--preprocessing_num_workers",
         type=cli.positive_int,
         metavar="N",
-        help="processes that encode (default: one; for a large file one a core, at most 8)",
+        help="processes that encode (default: one; for a large file and from 4 cores on, one a core, at most 8)",
     )
     add("--preview", type=cli.positive_int, metavar="N", help="print N rows with the trained tokens marked, and exit")
 
