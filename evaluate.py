@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import catalog, cli, records
+from utils import catalog, cli, outputs, records
 from utils.readers import Row
 from utils.scoring import exact_match, extract_answer, language
 from utils.templates import last_answer, to_messages, without_answer
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(rows[: flags.show], answers)
     report(rows, answers)
     if flags.output:
-        records.write_jsonl(flags.output, transcripts(rows, answers))
+        with outputs.atomic(flags.output) as file:
+            outputs.write_records(transcripts(rows, answers), file, array=False)
         print(f"answers: {flags.output}")
     return 0
 

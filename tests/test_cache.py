@@ -47,14 +47,25 @@ def test_an_entry_that_could_not_be_made_is_not_there(home: Path) -> None:
 
 def test_processes_that_want_the_same_wait_for_the_first(home: Path) -> None:
     program = (
-        "import os, time; from pathlib import Path; from utils import cache\n"
+        "import sys; from utils import cache\n"
         "def make(folder):\n"
         f"    with open({str(home) + '.log'!r}, 'a') as log: log.write('made\\n')\n"
-        "    time.sleep(0.3); (folder / 'a').write_text('x' * 9)\n"
+        "    sys.stdin.read(); (folder / 'a').write_text('x' * 9)\n"
+        "print('ready', flush=True)\n"
         "assert (cache.entry('k', make) / 'a').read_text() == 'x' * 9"
     )
-    running = [subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY) for _ in range(3)]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    for process in running:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in running:  # the one that makes it goes on only now, when all want it
+        process.communicate()
+    assert [process.returncode for process in running] == [0, 0, 0]
     assert Path(f"{home}.log").read_text() == "made\n"
 
 
@@ -160,14 +171,21 @@ def test_what_a_killed_process_left_goes_with_the_next_attempt(home: Path) -> No
 
 
 def test_waiting_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.01)
     home.mkdir()
     program = (
-        "import sys, time, filelock\n"
-        f"with filelock.FileLock({str(home / 'k.lock')!r}): print('held', flush=True); time.sleep(0.6)"
+        "import sys, filelock\n"
+        f"with filelock.FileLock({str(home / 'k.lock')!r}): print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin
         assert holder.stdout
         holder.stdout.readline()
+        close = holder.stdin.close
+        warn = cache.LOG.warning
+        # The lock is let go once the warning has been given.
+        monkeypatch.setattr(cache.LOG, "warning", lambda *words: (warn(*words), close()))
         cache.entry("k", lambda folder: None)
     assert "waiting for another process that makes the same" in caplog.text

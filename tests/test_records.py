@@ -5,7 +5,6 @@ from typing import Any
 import numpy
 import pytest
 
-from utils import records
 from utils.catalog import parse_mixture
 from utils.records import choose, held_out, read_part, validation_rows
 
@@ -94,9 +93,3 @@ def test_a_cut_beyond_the_file_takes_all_of_it(tmp_path: Path) -> None:
 def test_a_missing_catalogue_file_says_where_to_get_it() -> None:
     with pytest.raises(FileNotFoundError, match="dataset 'cot' is not on this machine.*prepare_data.py fetch cot"):
         list(read_part(parse_mixture(["cot"])[0]))
-
-
-def test_jsonl_round_trip(tmp_path: Path) -> None:
-    records.write_jsonl(tmp_path / "a.jsonl", [{"a": "你"}, {"a": "b\n"}])
-    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["a"] for line in lines] == ["你", "b\n"]

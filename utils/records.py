@@ -6,12 +6,10 @@ or tokens. Rows that ask the same thing stay on one side of the split.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils import catalog, formats
 from utils.readers import Row, read_rows
@@ -111,8 +109,3 @@ def _mixed(values: numpy.ndarray, seed: int) -> numpy.ndarray:
         mixed = (mixed ^ (mixed >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> numpy.uint64(31))
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, UTF-8."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

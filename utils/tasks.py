@@ -14,9 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from utils import formats, lookup
+from utils.catalog import DATA_DIR, LANGUAGES
 
-DATA_DIR = Path(__file__).resolve().parent.parent / "data"
-LANGUAGES = ("EN", "CN", "ML")
 FORMS = ("records", "question", "bigbench")
 SHORTEST_NGRAM = 13
 """Words; `utils.overlap` finds a shared run that is at least this long."""
