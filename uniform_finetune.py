@@ -1,4 +1,4 @@
-"""Fine-tune a language model on instructions with LoRA, and prove that the saved adapter is the trained one.
+"""Fine-tune a language model on instructions, and prove that what is saved is what was trained.
 
     python3 uniform_finetune.py                                  # the bundled tiny base on the bundled sample
     python3 uniform_finetune.py --dry_run                        # everything but training
@@ -7,6 +7,7 @@
         --data alpaca-belle-cot --lora_target_modules q_proj v_proj \\
         --per_gpu_train_batch_size 4 --learning_rate 3e-4 --epochs 1
     torchrun --nproc_per_node 4 uniform_finetune.py --model_type bloom --data alpaca-cot
+    python3 uniform_finetune.py --peft_type dora                 # another method than LoRA; --help lists them
 
 Flags left out come from the model's row in utils/models.py; what they were resolved to is printed and kept in run.json.
 """
@@ -21,14 +22,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from utils import catalog, checkpoints, cli, hygiene, preflight, runinfo, settings
+from utils import catalog, checkpoints, cli, hygiene, methods, preflight, runinfo, settings
 from utils.encode import stop_ids
 from utils.models import DEFAULT_MODEL, REPOSITORY, get_model
-from utils.schedule import plan_steps
 from utils.settings import Settings
 from utils.templates import fingerprint, get_template
 
 if TYPE_CHECKING:
+    from utils.adapters import Attached
     from utils.dataset import TrainingData
     from utils.loading import Base
     from utils.schedule import Steps
@@ -39,7 +40,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     cli.add_model_flags(parser, model_type=DEFAULT_MODEL)
     settings.add_data_flags(parser)
-    settings.add_lora_flags(parser)
+    settings.add_method_flags(parser)
     settings.add_optimizer_flags(parser)
     settings.add_output_flags(parser)
     return parser
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in data.train[: flags.preview]:
             distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
         return 0
-    steps, trainable = plan(chosen, base, data)
+    chosen, steps, trainable = plan(chosen, base, data)
     distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
     if flags.dry_run:
         distributed.say("dry run: nothing was trained or written")
@@ -101,58 +102,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(chosen, base, tokenizer, data, steps, overwrite=flags.overwrite)
 
 
-def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Steps, int]:
-    """Prints what will be done; returns its steps and the number of trainable parameters. No weights are loaded."""
-    from utils import distributed, loading, report
+def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, Steps, int]:
+    """Prints what will be done; returns the settings with nothing left open, the steps and the number of trainable
+    parameters. No weights are loaded."""
+    from utils import adapters, distributed, report
 
     batch = chosen.per_gpu_train_batch_size * chosen.gradient_accumulation_steps * distributed.world_size()
-    steps = plan_steps(
-        len(data.train),
-        global_batch_size=batch,
-        epochs=chosen.epochs,
-        max_steps=chosen.max_steps,
-        warmup=chosen.warmup_steps,
-        logging=chosen.logging_steps,
-        saving=chosen.save_steps,
-        evaluating=chosen.eval_steps,
-    )
-    model = loading.attach_lora(
-        base.empty(), chosen.lora_target_modules, r=chosen.lora_r, alpha=chosen.lora_alpha, dropout=chosen.lora_dropout
-    )
-    trainable, total = loading.count_parameters(model)
+    steps = chosen.steps(len(data.train), rows_a_step=batch)
+    method = methods.schedule(chosen.method, steps.total)
+    chosen = replace(chosen, peft_options=dict(method.options))
+    trainable, total = adapters.count_parameters(adapters.attach(base.empty(), method, total_steps=steps.total).model)
     for line in report.plan_lines(chosen.as_dict(), data, steps, rows_a_step=batch, trainable=trainable, total=total):
         distributed.say(line)
-    return steps, trainable
+    return chosen, steps, trainable
 
 
 def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, *, overwrite: bool) -> int:
     """Trains, saves, verifies and reports. An old run is deleted only once all that can go wrong before has not."""
-    from utils import batching, distributed, loading, report, verification
+    from utils import adapters, batching, distributed, report, verification
 
-    started, clock = datetime.now(UTC), time.perf_counter()
+    started, clock, method = datetime.now(UTC), time.perf_counter(), chosen.method.method
+    if method.trains_base:
+        base = replace(base, precision="fp32")
     checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint)
-    trainer = make_trainer(chosen, base, tokenizer, data, steps)
+    attached, trainer = make_trainer(chosen, base, tokenizer, data, steps)
+    before = verification.marks(attached.model)
     if distributed.is_main():
         if overwrite:
             runinfo.clear(chosen.output_dir)
         (chosen.output_dir / runinfo.NAME).unlink(missing_ok=True)  # what follows is not yet a finished run
     distributed.barrier()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    model, metrics, trained_tokens = trainer.lora_model, trainer.final_metrics(), trainer.trained_tokens
+    metrics, trained_tokens = trainer.final_metrics(), trainer.trained_tokens
     seconds = round(time.perf_counter() - clock, 1)
     distributed.barrier()
     distributed.leave()
     if not distributed.is_main():
         return 0
 
-    probe = {name: column[:, :128] for name, column in batching.pad(data.train[:4], tokenizer.pad_token_id).items()}
-    expected = verification.probe_logits(model, probe)
-    model.save_pretrained(chosen.output_dir, save_embedding_layers=False)
+    probe = batching.shortest(data.train, tokenizer.pad_token_id)
+    moved = verification.require_moved(attached.model, before, method)
+    expected = verification.probe_logits(attached.model, probe)
+    attached.save(chosen.output_dir)
     tokenizer.save_pretrained(chosen.output_dir)
-    del trainer, model  # the second base takes the place of the first
+    del trainer, attached  # the second base takes the place of the first
     gc.collect()
-    reloaded = loading.load_adapter(base.load(), chosen.output_dir)
-    verified = verification.verify_adapter(chosen.output_dir, reloaded, probe, expected, precision=base.precision)
+    reloaded = adapters.reopen(base, method, chosen.output_dir)
+    verified = verification.verify_adapter(
+        chosen.output_dir, reloaded, probe, expected, precision=base.precision, method=method, moved=moved
+    )
     template = get_template(chosen.template)
     run = runinfo.RunInfo(
         settings=chosen.as_dict(),
@@ -175,33 +173,34 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
     return 0
 
 
-def make_trainer(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps) -> SupervisedTrainer:
-    """The base with a fresh adapter, in a trainer."""
-    from utils import distributed, loading, progress, training
+def make_trainer(
+    chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps
+) -> tuple[Attached, SupervisedTrainer]:
+    """The base with what is trained in it, fresh, and its trainer."""
+    from utils import adapters, distributed, loading, progress, training
 
     chosen.output_dir.mkdir(parents=True, exist_ok=True)
     distributed.seed(chosen.seed)  # the adapter starts alike in every process
-    model = loading.attach_lora(
-        base.load(), chosen.lora_target_modules, r=chosen.lora_r, alpha=chosen.lora_alpha, dropout=chosen.lora_dropout
-    )
-    longest = int(data.train.lengths.max())
-    activations = preflight.activation_bytes(chosen.per_gpu_train_batch_size * longest, **loading.shape(model))
+    attached = adapters.attach(base.load(), chosen.method, total_steps=steps.total)
+    longest = int(data.train.lengths.max()) + adapters.virtual_tokens(attached.model)
+    activations = preflight.activation_bytes(chosen.per_gpu_train_batch_size * longest, **loading.shape(attached.model))
     fits = not preflight.needs_checkpointing(distributed.free_memory(), activations)
+    checkpointing = chosen.computes_twice(fits=fits)
     arguments = training.training_arguments(
         chosen.output_dir,
         steps,
         per_device_batch_size=chosen.per_gpu_train_batch_size,
         accumulation=chosen.gradient_accumulation_steps,
         learning_rate=chosen.learning_rate,
-        precision=base.precision,
+        precision=chosen.precision or base.precision,
         seed=chosen.seed,
         validates=bool(data.validation),
-        gradient_checkpointing={"on": True, "off": False, "auto": not fits}[chosen.gradient_checkpointing],
+        gradient_checkpointing=checkpointing,
         save_total_limit=chosen.save_total_limit,
         report_to=chosen.report_to,
     )
-    return training.SupervisedTrainer(
-        model,
+    return attached, training.SupervisedTrainer(
+        attached.model,
         arguments,
         train_rows=data.train,
         validation_rows=data.validation,
@@ -209,6 +208,7 @@ def make_trainer(chosen: Settings, base: Base, tokenizer: Any, data: TrainingDat
         steps=steps,
         callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
         processing_class=tokenizer,
+        attached=attached,
     )
 
 

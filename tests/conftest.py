@@ -16,6 +16,8 @@ import pytest
 # Set before any test imports them: no test reaches for a network, and parallel tokenizers warn when a test forks.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tiny models gain nothing from a second thread, and with this set no script measures for half a second which are free.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Kept work of this session alone: no test finds what another day's code made.
 _CACHE = tempfile.TemporaryDirectory(prefix="alpaca_cot_cache_")
 os.environ["ALPACA_COT_CACHE"] = _CACHE.name

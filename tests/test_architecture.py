@@ -16,6 +16,7 @@ SCRIPTS = {
     "uniform_finetune": 220,
     "generate": 130,
     "evaluate": 150,
+    "merge": 110,
     "prepare_data": 170,
 }
 HARD_LINES, HARD_FUNCTION = 400, 60

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from utils.batching import EpochPlan, MicroBatches, deal, evaluation_batches, only_item, pad
-from utils.encode import IGNORED, Encoded
+from utils.batching import EpochPlan, MicroBatches, deal, evaluation_batches, only_item, pad, shortest
+from utils.proof import IGNORED, Encoded
 
 
 def rows(lengths: list[int]) -> list[Encoded]:
@@ -113,3 +113,12 @@ def test_only_item() -> None:
     assert only_item(["x"]) == "x"
     with pytest.raises(ValueError, match="too many values"):
         only_item(["x", "y"])
+
+
+def test_the_shortest_rows_are_whole_and_few() -> None:
+    made = rows([700, 3, 200, 5, 300, 4])
+    batch = shortest(made, 0)
+    assert batch["attention_mask"].sum(1).tolist() == [3, 4, 5, 200]
+    assert batch["labels"][0].tolist() == [IGNORED, 11, 11] + [IGNORED] * 197
+    assert shortest(made, 0, most_tokens=8)["attention_mask"].sum(1).tolist() == [3, 4]
+    assert shortest(made[:1], 0)["attention_mask"].sum().item() == 700, "at least one, however long"

@@ -24,7 +24,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "message"),
     [
         (["--modle_type", "llama"], "unrecognized arguments: --modle_type llama; did you mean --model_type"),
-        (["--model_type", "lama"], "did you mean llama?"),
+        (["--model_type", "lama"], "did you mean llama"),
         (["--model", "llama"], "unrecognized arguments: --model llama"),
         (["--top_p", "0"], "argument --top_p: '0' is not a number above 0 and up to 1"),
         (["--temperature", "-1"], "'-1' is not a number above 0"),

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 
 import evaluate
 import generate
+import merge
 import prepare_data
 import uniform_finetune
 from utils import catalog, collection
@@ -22,6 +23,7 @@ PARSERS = {
     "uniform_finetune.py": uniform_finetune.make_parser,
     "generate.py": generate.make_parser,
     "evaluate.py": evaluate.make_parser,
+    "merge.py": merge.make_parser,
     "prepare_data.py": prepare_data.make_parser,
 }
 DOCUMENTS = sorted(

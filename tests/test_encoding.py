@@ -15,9 +15,10 @@ from conftest import RECORDS, REPOSITORY
 
 from utils import cache, encoding, store
 from utils.catalog import Part
-from utils.encode import Encoded, encode_rows
+from utils.encode import encode_rows
 from utils.encoding import Recipe, encode_part
 from utils.overlap import EvaluationSets, QuestionSet
+from utils.proof import Encoded
 from utils.readers import read_rows
 from utils.templates import TEMPLATES
 

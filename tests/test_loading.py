@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import TINY_BASE
 
-from utils.loading import attach_lora, check_supported, choose, count_parameters, linear_names, load_adapter, shape
+from utils.adapters import attach_lora, count_parameters, linear_names, load_adapter
+from utils.loading import check_bits, choose, shape
 from utils.models import get_model
 
 
@@ -62,9 +63,19 @@ def test_the_pad_token_is_the_rows(llama_base: Path) -> None:
     assert pads == {"tiny": "<pad>", "llama": "<unk>", "auto": "</s>"}
 
 
-def test_prefix_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="read in both directions .*use --model_type llama, bloom or auto"):
-        check_supported(get_model("chatglm"), 16)
+def test_a_checkpoint_of_another_family_says_which(llama_base: Path, bloom_base: Path) -> None:
+    for load in (base_of(llama_base, "bloom").empty, base_of(llama_base, "bloom").load):
+        with pytest.raises(
+            ValueError, match="is a LlamaForCausalLM, and this --model_type is BloomForCausalLM: give .*llama.* or auto"
+        ):
+            load()
+    with pytest.raises(ValueError, match="is a BloomForCausalLM, and .* give --model_type bloom or auto"):
+        base_of(bloom_base).load()
+
+
+def test_an_id_that_has_left_the_hub_is_explained() -> None:
+    with pytest.raises(OSError, match="this id has left the hub, and huggyllama/llama-7b holds the same weights"):
+        choose("decapoda-research/llama-7b-hf", get_model("llama")).tokenizer()
 
 
 def test_a_model_that_transformers_does_not_know_says_so(tmp_path: Path) -> None:
@@ -111,7 +122,7 @@ def test_bits_that_a_family_does_not_take() -> None:
 
     spec = dataclasses.replace(get_model("llama"), quantization_bits=(16,))
     with pytest.raises(ValueError, match="--quantization_bit 4: this family's weights load in 16 bits"):
-        check_supported(spec, 4)
+        check_bits(spec, 4)
 
 
 def test_shape(llama_base: Path) -> None:

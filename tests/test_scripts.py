@@ -264,3 +264,81 @@ def test_a_preview_and_a_dry_run_write_nothing(
     ):
         assert part in shown
     assert not output.exists()
+
+
+METHOD_FLAGS = ["--learning_rate", "1e-2", "--val_set_size", "2", "--max_steps", "6", "--save_steps", "3"]
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("adalora", ["--adalora_tinit", 1, "--adalora_tfinal", 2]),
+        ("prompt", ["--num_virtual_tokens", 4]),
+        ("prefix", []),
+        ("pissa", ["--lora_r", 4]),
+        ("full", []),
+    ],
+)
+def test_a_run_of_another_method_is_verified_and_answers(
+    method: str, flags: list[Any], llama_base: Path, records_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    import shutil
+
+    import uniform_finetune
+
+    base, run = shutil.copytree(llama_base, tmp_path / "base"), tmp_path / "run"
+    model = ["--model_type", "llama", "--model_name_or_path", base, "--peft_type", method]
+    batches = ["--per_gpu_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+    arguments = [*model, *flags, *METHOD_FLAGS, *batches, "--data", records_file, "--output_dir", run]
+    assert uniform_finetune.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert f"  peft_type: {method}" in printed
+    assert "verified: " in printed
+    settings = runinfo.read(run).settings
+    own = dict(zip([flag[2:] for flag in flags[::2]], flags[1::2], strict=True))
+    assert own.items() <= settings.items()
+    assert method == "pissa" or "pissa_niter" not in settings, "another method's options are not kept"
+    common = ["--lora_dir", str(run), "--max_new_tokens", "4"]
+    compared = [*common, "--data", str(records_file), "--compare_base"]
+    records_file.write_text(
+        json.dumps(
+            [{"instruction": "1+1? 👋", "output": "答案是2。"}, {"instruction": "2+", "output": "the answer is 4."}]
+        )
+    )
+    assert evaluate.main(compared) == 0
+    assert sum(line.split()[:1] == ["all"] for line in capsys.readouterr().out.splitlines()) == 2
+    if method == "full":
+        shutil.rmtree(base)  # the run holds all that answering needs
+        assert generate.main([*common, "--instruction", "1+1?", "--model_name_or_path", str(llama_base)]) == 1
+        assert "holds all weights of its model: leave --model_name_or_path" in capsys.readouterr().err
+    assert generate.main([*common, "--greedy", "--instruction", "Say ok. 你好"]) == 0
+    assert (run / "adapter_config.json").exists() == (method != "full")
+    runinfo.clear(run)
+    assert not list(run.iterdir()), "--overwrite knows all that a run writes"
+
+
+def test_prompts_of_other_lengths_do_not_share_a_batch_behind_virtual_tokens(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utils import adapters, generation
+    from utils.assistant import open_run
+
+    opened = open_run(finished)
+    seen: list[set[int]] = []
+
+    def echo(model: Any, tokenizer: Any, prompts: Any, *, on_batch: Any, **_: Any) -> list[str]:
+        seen.append({len(prompt) for prompt in prompts})
+        on_batch(len(prompts))
+        return [str(len(prompt)) for prompt in prompts]
+
+    monkeypatch.setattr(generation, "generate", echo)
+    records = [{"instruction": text, "input": ""} for text in ("你好 👋", "a", "b", "", "a much longer question")]
+    lengths = [str(len(opened.prompt_ids(record))) for record in records]
+    for virtual in (0, 20):
+        monkeypatch.setattr(adapters, "virtual_tokens", lambda model, virtual=virtual: virtual)
+        done: list[int] = []
+        assert opened.answers(records, {}, on_batch=done.append) == lengths
+        assert done[-1] == len(records)
+    assert len(seen[0]) > 1
+    assert [len(group) for group in seen[1:]] == [1] * len(set(lengths))
+    assert opened.answers([], {}) == []

@@ -22,11 +22,16 @@ def test_no_flags_is_the_bundled_run() -> None:
 def test_what_is_left_out_comes_from_the_row_and_what_is_given_holds() -> None:
     row = MODELS["llama"]
     chosen = settings("--model_type", "llama", "--lora_r", "3", "--data", "alpaca-cot", "x.json")
-    assert chosen.lora_r == 3
-    assert chosen.lora_alpha == row.training.lora_alpha == TrainingDefaults().lora_alpha == 16
-    assert chosen.lora_target_modules == ["q_proj", "v_proj"]
+    assert chosen.peft_type == "lora"
+    assert chosen.peft_options == {
+        "lora_r": 3,
+        "lora_alpha": row.training.lora_alpha,
+        "lora_dropout": 0.05,
+        "lora_target_modules": ["q_proj", "v_proj"],
+    }
+    assert row.training.lora_alpha == TrainingDefaults().lora_alpha == 16
     assert (chosen.template, chosen.data) == ("alpaca", ["alpaca-cot", "x.json"])
-    assert chosen.output_dir == Path("saved_models/llama-7b-hf_alpaca-cot-x")
+    assert chosen.output_dir == Path(f"saved_models/{Path(str(row.default_checkpoint)).name}_alpaca-cot-x")
 
 
 def test_the_seeds_llama_command() -> None:
@@ -50,17 +55,65 @@ def test_the_seeds_llama_command() -> None:
         ]
     )
     assert (chosen.per_gpu_train_batch_size, chosen.learning_rate, chosen.epochs) == (4, 3e-4, 1)
-    assert (chosen.gradient_accumulation_steps, chosen.cutoff_len, chosen.lora_dropout) == (32, 512, 0.05)
+    assert (chosen.gradient_accumulation_steps, chosen.cutoff_len) == (32, 512)
 
 
 def test_a_zero_is_not_taken_for_nothing() -> None:
-    assert settings("--model_type", "llama", "--lora_dropout", "0").lora_dropout == 0
+    assert settings("--model_type", "llama", "--lora_dropout", "0").peft_options["lora_dropout"] == 0
 
 
 def test_settings_can_be_written_down() -> None:
     import json
 
-    assert json.loads(json.dumps(settings().as_dict()))["output_dir"] == "saved_models/tiny_base_cot_sample"
+    written = json.loads(json.dumps(settings("--peft_type", "prefix", "--num_virtual_tokens", "7").as_dict()))
+    assert written["output_dir"] == "saved_models/tiny_base_cot_sample_prefix"
+    assert (written["peft_type"], written["num_virtual_tokens"]) == ("prefix", 7)
+    assert not {"peft_options", "lora_r", "adalora_tinit"} & written.keys(), "another method's flags are not kept"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["prompt", "--lora_r", "4"], "--lora_r belongs to --peft_type lora, adalora, dora, .*, not to prompt: leave it out"),
+        (["full", "--lora_target_modules", "q_proj"], "--lora_target_modules belongs to .*, not to full"),
+        (["lora", "--adalora_tinit", "0"], "--adalora_tinit belongs to --peft_type adalora, not to lora"),
+        (["prefix", "--prompt_encoder_hidden_size", "8"], "belongs to --peft_type p_tuning, not to prefix"),
+        (["ia3", "--num_virtual_tokens", "8"], "belongs to --peft_type prompt, p_tuning, prefix, not to ia3"),
+        (["lora", "--loraplus_lr_ratio", "8"], "belongs to --peft_type loraplus, not to lora"),
+        (["full", "--quantization_bit", "8"], "--quantization_bit 8: full fine-tuning needs the weights in 16 bits, for every"),
+        (["pissa", "--quantization_bit", "4"], "--quantization_bit 4: PiSSA needs the weights in 16 bits, for it takes"),
+        (["prefix", "--gradient_checkpointing", "on"], "prefix tuning hands each layer trained keys and values"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_have_is_an_error(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings("--peft_type", *flags)
+
+
+def test_a_method_brings_its_own_defaults() -> None:
+    def llama(method: str, *more: str) -> Settings:
+        return settings("--model_type", "llama", "--peft_type", method, *more)
+
+    rates = {method: llama(method).learning_rate for method in ("lora", "loraplus", "ia3", "prompt", "full")}
+    assert rates == {"lora": 3e-4, "loraplus": 7.5e-5, "ia3": 3e-3, "prompt": 3e-2, "full": 2e-5}
+    assert llama("full", "--learning_rate", "1e-5").learning_rate == 1e-5
+    assert llama("pissa").peft_options["lora_dropout"] == 0.0
+    assert llama("full").quantization_bit == 16, "on CUDA the family's default would be 8 bits"
+    assert llama("lora").quantization_bit is None
+    assert llama("LoRA+").peft_type == "loraplus"
+
+
+def test_an_unknown_method_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings("--peft_type", "prefx")
+    assert "invalid choice: 'prefx'" in (error := capsys.readouterr().err)
+    assert "did you mean prefix" in error
+
+
+def test_checkpointing_is_on_where_activations_do_not_fit_and_the_method_allows_it() -> None:
+    assert [settings().computes_twice(fits=fits) for fits in (True, False)] == [False, True]
+    assert settings("--gradient_checkpointing", "on").computes_twice(fits=True)
+    assert not settings("--peft_type", "prefix").computes_twice(fits=False)
 
 
 def test_auto_needs_a_model() -> None:

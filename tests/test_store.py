@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import store
-from utils.encode import IGNORED, Encoded, Outcome
+from utils.proof import IGNORED, Encoded, Outcome
 from utils.store import EncodedFile, Examined, Selection
 
 

@@ -174,3 +174,22 @@ class _NoTokenizer:
 
 
 NO_TOKENIZER = _NoTokenizer()
+
+
+def test_chatglm_sends_a_first_question_as_it_is_and_later_ones_in_rounds() -> None:
+    template = get_template("chatglm")
+    turns = [
+        {"role": "user", "content": "你好 {x}"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "再见"},
+    ]
+
+    def text(record: Any) -> str:
+        return "".join(segment.text for segment in render_prompt(record, template, None))  # type: ignore[arg-type]
+
+    assert text({"instruction": "Why?", "input": ""}) == "Why?"
+    assert text({"instruction": "Why?", "input": "因为"}) == "Why?\n因为"
+    assert text({"conversation": turns[:1]}) == "你好 {x}"
+    assert text({"conversation": turns}) == "[Round 0]\n问：你好 {x}\n答：Hi\n[Round 1]\n问：再见\n答："
+    system = {"role": "system", "content": "Be brief."}
+    assert text({"conversation": [system, turns[0]]}) == "Be brief.\n[Round 0]\n问：你好 {x}\n答："

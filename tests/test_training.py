@@ -7,11 +7,13 @@ import torch
 from conftest import RECORDS
 from transformers import TrainerCallback
 
+from utils.adapters import attach_lora
 from utils.batching import pad
-from utils.encode import IGNORED, Encoded, encode_rows
-from utils.loading import attach_lora, choose
+from utils.encode import encode_rows
+from utils.loading import choose
 from utils.models import get_model
 from utils.progress import LOG_NAME, LogFile, Progress
+from utils.proof import IGNORED, Encoded
 from utils.readers import Row
 from utils.schedule import Steps
 from utils.templates import TEMPLATES
@@ -66,7 +68,7 @@ def losses(trainer: Any) -> list[float]:
 
 
 def adapter(trainer: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.lora_model.named_parameters() if "lora_" in name}
+    return {name: p.detach().clone() for name, p in trainer.unwrapped.named_parameters() if "lora_" in name}
 
 
 def relative_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
@@ -103,9 +105,9 @@ def test_bf16_logits_give_a_float32_loss() -> None:
 def test_training_changes_the_adapter_and_nothing_else(family: str, encoded: Any, tmp_path: Path, request: Any) -> None:
     base = request.getfixturevalue(f"{family}_base")
     trainer = make_trainer(base, encoded, tmp_path / "run", family=family, total=12)
-    before = {name: p.detach().clone() for name, p in trainer.lora_model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in trainer.unwrapped.named_parameters()}
     trainer.train()
-    for name, parameter in trainer.lora_model.named_parameters():
+    for name, parameter in trainer.unwrapped.named_parameters():
         assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
     assert losses(trainer)[-1] < losses(trainer)[0]
     assert trainer.trained_tokens == 6 * sum(row.num_targets for row in encoded)
@@ -128,7 +130,7 @@ def test_the_logged_loss_is_the_mean_over_the_global_batch(llama_base: Path, enc
     trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=8, total=1)
     batch = pad(encoded, 3)
     with torch.no_grad():
-        logits = trainer.lora_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = trainer.unwrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = token_loss(logits, batch["labels"]).item() / sum(row.num_targets for row in encoded)
     trainer.train()
     assert losses(trainer) == pytest.approx([expected], abs=1e-5)
@@ -215,7 +217,7 @@ def test_validation_is_the_mean_over_trained_tokens(llama_base: Path, encoded: A
     trainer.train()
     batch = pad(encoded[5:], 3)
     with torch.no_grad():
-        logits = trainer.lora_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = trainer.unwrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     tokens = sum(row.num_targets for row in encoded[5:])
     expected = token_loss(logits, batch["labels"]).item() / tokens
     metrics = trainer.final_metrics()
@@ -249,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(
 
 def test_a_gradient_that_is_not_finite_stops_too(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
     trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=4)
-    weight = next(p for name, p in trainer.lora_model.named_parameters() if "lora_B" in name)
+    weight = next(p for name, p in trainer.unwrapped.named_parameters() if "lora_B" in name)
     weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NotFiniteError, match="step 1: the gradient is not finite"):
         trainer.train()

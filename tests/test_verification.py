@@ -5,9 +5,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from utils.loading import attach_lora, choose, load_adapter
+from utils.adapters import attach_lora, load_adapter
+from utils.loading import choose
+from utils.methods import METHODS
 from utils.models import get_model
-from utils.verification import AdapterError, check_adapter_file, probe_logits, verify_adapter
+from utils.verification import (
+    AdapterError,
+    check_adapter_file,
+    check_files,
+    marks,
+    probe_logits,
+    require_moved,
+    verify_adapter,
+)
 
 PROBE = {"input_ids": torch.arange(10, 22).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
 
@@ -90,3 +100,42 @@ def test_missing_and_cut_files(trained: Any, damage: Any) -> None:
     damage(trained[1] / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match="cannot be read"):
         check_adapter_file(trained[1])
+
+
+def test_what_must_move_is_named_if_it_did_not(trained: Any) -> None:
+    model, _ = trained
+    before = marks(model)
+    with pytest.raises(AdapterError, match=r"LoRA was not trained: .* as before it: .*lora_B.* and 13 more of 14"):
+        require_moved(model, before, METHODS["lora"])
+    with torch.no_grad():
+        matrices = [p for name, p in model.named_parameters() if "lora_B" in name]
+        for matrix in matrices[1:]:
+            matrix.mul_(-1)
+    with pytest.raises(AdapterError, match=r"lora_B.default.weight and 0 more of 14"):
+        require_moved(model, before, METHODS["lora"])
+    assert require_moved(model, before, METHODS["full"]) == 13, "of all weights, one that moved is enough"
+    with torch.no_grad():
+        matrices[0][0, 0] += 1e-6
+    assert require_moved(model, before, METHODS["lora"]) == 14
+
+
+def test_another_methods_parameters_are_missed(trained: Any) -> None:
+    with pytest.raises(AdapterError, match="prompt tuning was not trained: .*: nothing"):
+        require_moved(trained[0], marks(trained[0]), METHODS["prompt"])
+
+
+def test_files_of_all_weights_are_checked_shard_by_shard(llama_base: Path, tmp_path: Path) -> None:
+    model = choose(str(llama_base), get_model("llama")).load()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert check_files(tmp_path, METHODS["full"]) == len(model.state_dict())
+    tensors = load_file(shards[-1])
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] * float("nan")}, shards[-1])
+    with pytest.raises(AdapterError, match=f"{name} is not finite"):
+        check_files(tmp_path, METHODS["full"])
+    for shard in shards:
+        shard.unlink()
+    with pytest.raises(AdapterError, match="holds no model"):
+        check_files(tmp_path, METHODS["full"])

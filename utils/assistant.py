@@ -7,14 +7,15 @@ questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils import generation, loading, runinfo
+from utils import adapters, generation, loading, runinfo
 from utils.distributed import Precision
 from utils.encode import encode_prompt
-from utils.models import checkpoint_of, get_model
+from utils.methods import get_method
+from utils.models import MOVED, checkpoint_of, get_model
 from utils.templates import Template, fingerprint, get_template
 
 
@@ -28,6 +29,8 @@ class Assistant:
     template: Template
     stop_ids: list[int]
     run: runinfo.RunInfo
+    base: loading.Base
+    """How the model was loaded."""
 
     def prompt_ids(self, record: Mapping[str, Any]) -> list[int]:
         """The ids that are sent for a record: those that training saw."""
@@ -49,25 +52,54 @@ class Assistant:
     ) -> list[str]:
         """The answer to each record, in order."""
         prompts = [self.prompt_ids(record) for record in records]
-        return generation.generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            stop_ids=self.stop_ids,
-            settings=settings,
-            batch_size=batch_size,
-            on_batch=on_batch,
-        )
+        answers, before = [""] * len(prompts), 0
+        for members in self._decoded_together(prompts):
+            found = generation.generate(
+                self.model,
+                self.tokenizer,
+                [prompts[i] for i in members],
+                stop_ids=self.stop_ids,
+                settings=settings,
+                batch_size=batch_size,
+                on_batch=lambda done, before=before: on_batch(before + done),
+            )
+            before += len(members)
+            for i, answer in zip(members, found, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _decoded_together(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Prompts that may share a batch, by number. Padding would come between virtual tokens and a shorter prompt:
+        further off than they were trained, they mean something else to it (rotary positions)."""
+        if not adapters.virtual_tokens(self.model):
+            return [list(range(len(prompts)))]
+        lengths = sorted({len(ids) for ids in prompts})
+        return [[i for i, ids in enumerate(prompts) if len(ids) == length] for length in lengths]
 
     def base_answers(
         self, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], **options: Any
     ) -> list[str]:
-        """What the base alone answers, to the same prompts."""
+        """What the base alone answers, to the same prompts. Where the run holds all weights, the base is loaded beside
+        them."""
+        if get_method(self.run.method).trains_base:
+            base = replace(self.base, name=_place(self.run), revision=self.run.settings["revision"])
+            return replace(self, model=base.load().eval()).answers(records, settings, **options)
         with self.model.disable_adapter():
             return self.answers(records, settings, **options)
 
 
-def open_run(
+@dataclass(frozen=True, kw_only=True)
+class Identified:
+    """A run whose base, tokenizer and template are those that it was trained with; no weights are loaded yet."""
+
+    run: runinfo.RunInfo
+    base: loading.Base
+    """As it was trained: bits and precision included."""
+    tokenizer: Any
+    template: Template
+
+
+def identify(
     directory: Path,
     *,
     model_type: str | None = None,
@@ -77,12 +109,12 @@ def open_run(
     quantization_bit: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> Assistant:
-    """The run in `directory`, on this process's device.
+) -> Identified:
+    """What the run in `directory` was trained with, found again and checked.
 
     Args:
         model_type: the family that is expected; None takes the run's.
-        base: another place of the same base, where the recorded one is gone.
+        base: another place of the same base, where the recorded one is gone; not for a run that holds all weights.
         quantization_bit: of the base's weights; None takes the run's, for what was trained is what is served.
         revision: of the base on the hub; None takes the run's.
         template: another prompt than the trained one; None keeps it, and refuses if it has changed since.
@@ -95,12 +127,15 @@ def open_run(
     run = runinfo.read(directory)
     if model_type not in (None, run.model_type):
         raise ValueError(f"{directory} was trained with --model_type {run.model_type}, not {model_type}: leave it out")
+    whole = get_method(run.method).trains_base
+    if whole and base is not None:
+        raise ValueError(f"{directory} holds all weights of its model: leave --model_name_or_path and --size out")
     source = loading.choose(
-        base or _place(run),
+        str(directory) if whole else base or _place(run),
         get_model(run.model_type),
         precision=precision,
         quantization_bit=quantization_bit or run.settings["quantization_bit"],
-        revision=revision or (None if base else run.settings["revision"]),
+        revision=revision or (None if base or whole else run.settings["revision"]),
         trust_remote_code=trust_remote_code,
     )
     tokenizer = source.tokenizer(directory)
@@ -110,13 +145,25 @@ def open_run(
             f"the template {run.settings['template']!r} is no longer the one that {directory} was trained with (its "
             "sha256 differs): train again, go back to that version, or accept another prompt with --template"
         )
-    if source.fingerprint() != run.base_fingerprint:
+    if not whole and source.fingerprint() != run.base_fingerprint:
         raise ValueError(
             f"{source.name} is not the base that {directory} was trained on: its configuration or its tensors differ. "
             f"It was trained on {run.base}"
         )
-    model = loading.load_adapter(source.load(), directory)
-    return Assistant(model=model, tokenizer=tokenizer, template=row, stop_ids=run.stop_token_ids, run=run)
+    return Identified(run=run, base=source, tokenizer=tokenizer, template=row)
+
+
+def open_run(directory: Path, **wishes: Any) -> Assistant:
+    """The run in `directory`, on this process's device; `wishes` and errors are those of `identify`."""
+    found = identify(directory, **wishes)
+    return Assistant(
+        model=adapters.reopen(found.base, get_method(found.run.method), directory),
+        tokenizer=found.tokenizer,
+        template=found.template,
+        stop_ids=found.run.stop_token_ids,
+        run=found.run,
+        base=found.base,
+    )
 
 
 def _place(run: runinfo.RunInfo) -> str:
@@ -156,4 +203,9 @@ def find_run(model_type: str, data: Sequence[str], checkpoint: str | None) -> Pa
 
 
 def _fits(run: runinfo.RunInfo, checkpoint: str | None) -> bool:
-    return checkpoint in (None, run.base) or str(Path(str(checkpoint)).resolve()) == run.base
+    if checkpoint is None:
+        return True
+    # An id that has moved is the same base under both names.
+    return MOVED.get(checkpoint, checkpoint) == MOVED.get(run.base, run.base) or (
+        str(Path(checkpoint).resolve()) == run.base
+    )

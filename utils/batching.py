@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import store
-from utils.encode import IGNORED, Encoded
+from utils.proof import IGNORED, Encoded
 
 Batch = dict[str, torch.Tensor]
 Lengths = Any
@@ -82,6 +82,14 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
         "attention_mask": column(([1] * len(row.input_ids), 0) for row in rows),
         "labels": column((row.labels, IGNORED) for row in rows),
     }
+
+
+def shortest(rows: Sequence[Encoded], pad_id: int, *, most_rows: int = 4, most_tokens: int = 512) -> Batch:
+    """A batch of the shortest rows, whole, of together at most `most_tokens` tokens; at least one row."""
+    sizes = store.lengths(rows)
+    order = sorted(range(len(rows)), key=lambda row: (sizes[row], row))[:most_rows]
+    fits = [i for i in range(1, len(order) + 1) if sum(int(sizes[row]) for row in order[:i]) <= most_tokens]
+    return pad([rows[row] for row in order[: max(fits, default=1)]], pad_id)
 
 
 class MicroBatches(Dataset[Batch]):

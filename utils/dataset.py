@@ -7,12 +7,12 @@ on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from utils import catalog, hygiene, records
-from utils.encode import Truncation
+from utils.encode import Encoder, Truncation
 from utils.encoding import EncodedPart, Recipe, encode_part
 from utils.ledger import Account, Ledger
 from utils.overlap import EvaluationSets
@@ -81,17 +81,25 @@ def build(
     for each, account in zip(encoded, accounts, strict=True):
         account.read += each.read
         account.left_out += each.left_out
+        account.split += each.split
+    encoder = Encoder(template, tokenizer, cutoff_len=cutoff_len, truncation=truncation)
     alive = sieve(
         [each.rows for each in encoded],
         accounts,
         drop,
         repeats=[part.repeat for part in parts],
-        texts=lambda i: (hygiene.text_of(row.record) for row in records.read_chosen(parts[i], seed)),
+        texts=lambda i: _texts(parts[i], seed, encoder),
     )
     data = _divided(parts, encoded, alive, ledger, accounts, val_set_size=val_set_size, seed=seed)
     ledger.notes += [*_changed(parts, encoded), *([overlap.described()] if overlap else [])]
     ledger.check()
     return data
+
+
+def _texts(part: catalog.Part, seed: int, encoder: Encoder) -> Iterator[str]:
+    """What each encoded row of a part says."""
+    for row in records.read_chosen(part, seed):
+        yield from (hygiene.text_of(each.record) for each in encoder.examples(row))
 
 
 def _divided(

@@ -1,65 +1,34 @@
 """Segments become ids and labels, and each row proves that its labels are right.
 
-Knows: how segments are tokenised and joined, what is cut when a row is too long, and the mask proof. Does not know
-torch, models or files.
+Knows: how segments are tokenised and joined, and what is cut when a row is too long. Does not know torch, models or
+files; what is proved is in `utils.proof`.
 
 Each segment is tokenised once, by itself, and the ids are joined: the ids of a prompt in training are those that
 inference sends, whatever the answer is. What a person wrote is encoded with control tokens split, so `</s>` typed by a
 user stays four characters of text (feasible since `split_special_tokens` of transformers' tokenizers).
+
+A tokenizer that puts something after a prompt (ChatGLM-6B: `[gMASK] <sop>`, in place of which the answer is written)
+gives a row one answer: a dialogue then becomes a row for each of its answers, with all before it as context.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-import operator
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
+from utils.proof import IGNORED, Draft, Encoded, MaskError, Outcome, prove
 from utils.readers import Row
 from utils.templates import Segment, Template, prompts_of, render, render_prompt
-from utils.tokens import Codec, Tokenizer, control_ids, prefix_ids, require_eos
-
-IGNORED = -100
-"""The label of a token without loss; torch's cross-entropy ignores it by default."""
+from utils.tokens import Codec, Tokenizer, control_ids, prefix_ids, require_eos, suffix_ids
 
 Truncation = Literal["drop", "prompt", "answer"]
 
 _IdsOf = Mapping[tuple[str, bool], Sequence[int]]
 """The ids of a segment's (text, has_control)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A row ready for a batch: `labels` is as long as `input_ids`, and equals it where the loss is taken."""
-
-    input_ids: list[int]
-    labels: list[int]
-    origin: str
-    source: str = ""
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that carry loss; the first token of a row never can."""
-        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
-
-
-class MaskError(ValueError):
-    """A row whose labels are not what they must be; training on it would teach something else than the record says."""
-
-
-class Outcome(NamedTuple):
-    """What became of a row: encoded, or dropped."""
-
-    encoded: Encoded | None
-    what: str = ""
-    """Why it was dropped, or what was cut; empty for a row that was taken as it is."""
-    spans: Sequence[int] = ()
-    """[start, end) of each run of trained tokens, one after the other."""
 
 
 Result = TypeVar("Result")
@@ -93,7 +62,7 @@ class Encoder:
         self._template, self._tokenizer, self._codec = template, tokenizer, Codec(tokenizer)
         self._cutoff_len = cutoff_len
         self._truncation: Truncation = truncation
-        self._eos, self._prefix = require_eos(tokenizer), _prefix(template, tokenizer)
+        self._frame = Frame.of(template, tokenizer)
         self._controls = control_ids(tokenizer)
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
@@ -120,12 +89,21 @@ class Encoder:
             outcomes.append(Outcome(encoded=draft.encoded, what=draft.what, spans=draft.kept_spans()))
         return outcomes
 
+    def examples(self, row: Row) -> list[Row]:
+        """The row, or where a row can have one answer only, a row for each answer of its dialogue."""
+        record = row.record
+        if not self._frame.suffix or "conversation" not in record:
+            return [row]
+        ends = [len(prompt["conversation"]) + 1 for prompt in prompts_of(record)]
+        return [replace(row, record={**record, "conversation": record["conversation"][:end]}) for end in ends]
+
     def _rendered(self, row: Row) -> tuple[list[Segment], list[list[Segment] | None]]:
         """The segments of the row, and those of the prompt before each of its answers; None for a prompt that the row
         begins with, which has the same ids then: a text is tokenised once, and by itself."""
         try:
-            full = render(row.record, self._template, self._tokenizer)
-            prompts = [render_prompt(each, self._template, self._tokenizer) for each in prompts_of(row.record)]
+            full = self._frame.arranged(render(row.record, self._template, self._tokenizer))
+            asked = prompts_of(row.record)[-1:] if self._frame.suffix else prompts_of(row.record)
+            prompts = [self._frame.arranged(render_prompt(each, self._template, self._tokenizer)) for each in asked]
         except ValueError as error:
             raise MaskError(f"{row.origin}: {error}") from error
         return full, [None if full[: len(prompt)] == prompt else prompt for prompt in prompts]
@@ -142,10 +120,10 @@ class Encoder:
     def _draft(
         self, row: Row, full: Sequence[Segment], prompts: Sequence[Sequence[Segment] | None], ids_of: _IdsOf
     ) -> Draft:
-        (ids, labels), spans = _join(full, self._prefix, ids_of, self._eos)
+        (ids, labels), spans = self._frame.joined(full, ids_of)
         # A chat template writes its own BOS, which a cut prompt keeps as it keeps the tokenizer's.
-        head = len(self._prefix) or int(bool(ids) and ids[0] == self._tokenizer.bos_token_id)
-        kept, what = truncate((ids, labels), self._cutoff_len, self._truncation, head)
+        head = len(self._frame.prefix) or int(bool(ids) and ids[0] == self._tokenizer.bos_token_id)
+        kept, what = truncate((ids, labels), self._cutoff_len, self._truncation, head, self._frame.least_context)
         encoded: Encoded | None = Encoded(input_ids=kept[0], labels=kept[1], origin=row.origin, source=row.source)
         if what.startswith("longer than"):
             encoded = None
@@ -153,11 +131,19 @@ class Encoder:
             encoded, what = None, "no trained token is left"
         removed = len(ids) - len(kept[0]) if self._truncation == "prompt" else 0
         sent = [
-            ids[:start] if segments is None else _join(segments, self._prefix, ids_of, self._eos)[0][0]
+            ids[:start] if segments is None else self._frame.joined(segments, ids_of)[0][0]
             for segments, (start, _) in zip(prompts, spans, strict=False)
         ]
         return Draft(
-            encoded=encoded, row=row, what=what, spans=spans, prompts=sent, head=head, removed=removed, cut=bool(what)
+            encoded=encoded,
+            row=row,
+            answers=_answers(row)[-1:] if self._frame.suffix else _answers(row),
+            what=what,
+            spans=spans,
+            prompts=sent,
+            head=head,
+            removed=removed,
+            cut=bool(what),
         )
 
 
@@ -186,13 +172,13 @@ def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
 
 
 def truncate(
-    row: tuple[list[int], list[int]], cutoff_len: int, truncation: Truncation, num_prefix: int
+    row: tuple[list[int], list[int]], cutoff_len: int, truncation: Truncation, num_prefix: int, least: int = 1
 ) -> tuple[tuple[list[int], list[int]], str]:
     """A row (ids, labels) of at most `cutoff_len` tokens, and what was done to it in words (empty: nothing).
 
     What cannot be cut by the policy, for the rest alone is too long, is to be dropped: the words then begin with
     "longer than". Cutting the prompt keeps the tokenizer's own prefix and the prompt's end, where the template says
-    that the answer begins.
+    that the answer begins; at least `least` tokens of it.
     """
     ids, labels = row
     excess = len(ids) - cutoff_len
@@ -203,112 +189,11 @@ def truncate(
         return (ids[:cutoff_len], labels[:cutoff_len]), "answer cut from the right; EOS is not trained in these rows"
     if truncation == "prompt":
         first_target = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
-        # One token of the prompt must stay, for the first target is predicted from it.
-        if first_target - num_prefix > excess:
+        if first_target - num_prefix - least >= excess:
             keep = slice(num_prefix + excess, None)
             return (ids[:num_prefix] + ids[keep], labels[:num_prefix] + labels[keep]), "prompt cut from the left"
         dropped += " even without its prompt"
     return row, dropped
-
-
-@dataclass(kw_only=True)
-class Draft:
-    """A row as encoded, and what its proof needs."""
-
-    encoded: Encoded | None
-    """None for a row that is dropped."""
-    row: Row
-    what: str
-    spans: list[tuple[int, int]]
-    """[start, end) of each answer in the row before it was cut, with the token that ends it."""
-    prompts: list[list[int]]
-    """The ids that inference sends for each of the answers."""
-    head: int
-    """Where tokens were cut from the prompt, and `removed` how many; the checks allow for exactly these."""
-    removed: int = 0
-    cut: bool = False
-    """Whether anything was cut, so that answers may be missing at the end."""
-
-    def kept_spans(self) -> list[int]:
-        """[start, end) of each answer in the row as it is now, one after the other; without those cut away."""
-        size = len(self.encoded.input_ids) if self.encoded else 0
-        moved = [(start - self.removed, min(end - self.removed, size)) for start, end in self.spans]
-        return [place for start, end in moved if start < end for place in (start, end)]
-
-    def __post_init__(self) -> None:
-        size = len(self.encoded.input_ids) if self.encoded else 0
-        self.num_whole = sum([end - self.removed <= size for _, end in self.spans])
-        """How many answers are whole; what is cut, is cut from the last ones."""
-
-    def whole_answers(self) -> list[list[int]]:
-        """The ids of each answer that is whole, without the token that ends it."""
-        ids = self.encoded.input_ids if self.encoded else []
-        return [ids[start - self.removed : end - self.removed - 1] for start, end in self.spans[: self.num_whole]]
-
-
-def prove(draft: Draft, texts: Sequence[str], tokenizer: Tokenizer, controls: set[int]) -> None:
-    """Checks one row's labels against its record; `MaskError` names the row and what is wrong.
-
-    1. At least one token is trained.
-    2. No control token stands twice in a row.
-    3. The ids before each answer are the ids that inference sends for it.
-    4. Trained text decodes to the assistant's text, with no control token inside, and a control token ends it.
-    5. The labels are the tokens of the answers, and nothing else is trained.
-
-    Args:
-        texts: what each of `draft.whole_answers()` decodes to.
-        controls: the ids of control tokens.
-    """
-    encoded, row = draft.encoded, draft.row
-    assert encoded is not None, "a dropped row has nothing to prove"
-    ids, labels = encoded.input_ids, encoded.labels
-    if encoded.num_targets == 0:
-        raise MaskError(f"{row.origin}: no token is trained")
-    if len(ids) < 3 or not controls.isdisjoint(ids[1:-1]):  # where they stand at the ends alone, none is doubled
-        for control in controls.intersection(ids):
-            if any(a == b == control for a, b in itertools.pairwise(ids)):
-                raise MaskError(
-                    f"{row.origin}: the control token {tokenizer.decode([control])!r} stands twice in a row"
-                )
-    answers = _answers(row)
-    if len(draft.spans) != len(answers):
-        raise MaskError(f"{row.origin}: {len(answers)} answers, but {len(draft.spans)} trained spans")
-    decoded, head, removed, expected = iter(texts), draft.head, draft.removed, [IGNORED] * len(ids)
-    for prompt, answer, (start, end) in zip(draft.prompts, answers, draft.spans, strict=True):
-        begin, stop = start - removed, min(end - removed, len(ids))
-        sent = prompt[:head] + prompt[head + removed :] if removed else prompt
-        if sent[: len(ids)] != ids[:begin]:
-            raise MaskError(
-                f"{row.origin}: the prompt differs from what inference sends: {_show(sent, ids[:begin], tokenizer)}"
-            )
-        expected[begin:stop] = ids[begin:stop]
-        if stop == end - removed:
-            _prove_answer(ids[begin:stop], answer, next(decoded), row, tokenizer, controls)
-        elif not draft.cut:
-            raise MaskError(f"{row.origin}: an answer of {end - start} tokens is not whole, though nothing was cut")
-    if labels != expected:
-        wrong = sum(map(operator.ne, labels, expected)) + abs(len(labels) - len(expected))
-        raise MaskError(f"{row.origin}: {wrong} labels differ from the answers' tokens, which alone are trained")
-
-
-def _prove_answer(
-    ids: Sequence[int], answer: str, decoded: str, row: Row, tokenizer: Tokenizer, controls: set[int]
-) -> None:
-    *text, end = ids
-    if end not in controls:
-        raise MaskError(
-            f"{row.origin}: the answer does not end with a control token, but with {tokenizer.decode([end])!r}"
-        )
-    if not controls.isdisjoint(text):
-        raise MaskError(f"{row.origin}: a control token stands inside the answer {answer!r}")
-    # Some tokenizers cannot write every text exactly: SentencePiece may fold spaces, others normalise characters. What
-    # differs in more than that is another text.
-    if decoded != answer and _folded(decoded) != _folded(answer):
-        raise MaskError(f"{row.origin}: the trained ids read {decoded!r}, the record says {answer!r}")
-
-
-def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _answers(row: Row) -> list[str]:
@@ -317,45 +202,66 @@ def _answers(row: Row) -> list[str]:
     return [row.record["output"]]
 
 
-def _prefix(template: Template, tokenizer: Tokenizer) -> list[int]:
-    """A chat template writes its own BOS, if it wants one."""
-    return [] if template.from_tokenizer else prefix_ids(tokenizer)
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What stands around the segments of a row: by the tokenizer's own rules, unless a chat template writes it."""
+
+    prefix: list[int]
+    """Before the first, usually BOS or nothing."""
+    suffix: list[int]
+    """Between the prompt and its only answer; usually nothing."""
+    eos: int
+
+    @classmethod
+    def of(cls, template: Template, tokenizer: Tokenizer) -> Frame:
+        """`ValueError` where the tokenizer has no EOS."""
+        dressed = not template.from_tokenizer
+        return cls(
+            prefix=prefix_ids(tokenizer) if dressed else [],
+            suffix=suffix_ids(tokenizer) if dressed else [],
+            eos=require_eos(tokenizer),
+        )
+
+    @property
+    def least_context(self) -> int:
+        """Tokens of a prompt's end that must stay: one, from which the first target is predicted, or the suffix."""
+        return max(1, len(self.suffix))
+
+    def arranged(self, segments: list[Segment]) -> list[Segment]:
+        """The segments of a row or prompt; where a row has one answer, all before it is one text without EOS."""
+        if not self.suffix:
+            return segments
+        last = [segments[-1]] if segments[-1].is_target else []
+        context = Segment(text="".join(segment.text for segment in segments[: len(segments) - len(last)]))
+        return [context, *last]
+
+    def joined(
+        self, segments: Iterable[Segment], ids_of: _IdsOf
+    ) -> tuple[tuple[list[int], list[int]], list[tuple[int, int]]]:
+        """The ids and labels of segments, and [start, end) of each run of targets."""
+        ids = list(self.prefix)
+        labels = [IGNORED] * len(ids)
+        spans: list[tuple[int, int]] = []
+        for segment in segments:
+            piece = ids_of[segment.text, segment.has_control]
+            if segment.ends_turn:
+                piece = [*piece, self.eos]
+            if self.suffix and not segment.is_target:
+                piece = [*piece, *self.suffix]
+            if segment.is_target:
+                continues = spans and spans[-1][1] == len(ids)
+                start = spans.pop()[0] if continues else len(ids)
+                spans.append((start, len(ids) + len(piece)))
+            ids += piece
+            labels += piece if segment.is_target else [IGNORED] * len(piece)
+        return (ids, labels), spans
 
 
 def _join_alone(
-    segments: Sequence[Segment], template: Template, tokenizer: Tokenizer
+    segments: list[Segment], template: Template, tokenizer: Tokenizer
 ) -> tuple[tuple[list[int], list[int]], list[tuple[int, int]]]:
-    """`_join` for one rendering, after what the tokenizer puts before it."""
-    codec = Codec(tokenizer)
-    ids_of = {(s.text, s.has_control): codec.ids([s.text], has_control=s.has_control)[0] for s in segments}
-    return _join(segments, _prefix(template, tokenizer), ids_of, require_eos(tokenizer))
-
-
-def _join(
-    segments: Iterable[Segment], prefix: Sequence[int], ids_of: _IdsOf, eos: int
-) -> tuple[tuple[list[int], list[int]], list[tuple[int, int]]]:
-    """The ids and labels of segments after `prefix`, and [start, end) of each run of targets."""
-    ids = list(prefix)
-    labels = [IGNORED] * len(ids)
-    spans: list[tuple[int, int]] = []
-    for segment in segments:
-        piece = ids_of[segment.text, segment.has_control]
-        if segment.ends_turn:
-            piece = [*piece, eos]
-        if segment.is_target:
-            continues = spans and spans[-1][1] == len(ids)
-            start = spans.pop()[0] if continues else len(ids)
-            spans.append((start, len(ids) + len(piece)))
-        ids += piece
-        labels += piece if segment.is_target else [IGNORED] * len(piece)
-    return (ids, labels), spans
-
-
-def _show(expected: Sequence[int], found: Sequence[int], tokenizer: Tokenizer) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
-    )
-    return (
-        f"from token {at} on inference sends {tokenizer.decode(list(expected[at : at + 8]))!r}, "
-        f"training has {tokenizer.decode(list(found[at : at + 8]))!r}"
-    )
+    """The ids, labels and target runs of one rendering."""
+    codec, frame = Codec(tokenizer), Frame.of(template, tokenizer)
+    arranged = frame.arranged(segments)
+    ids_of = {(s.text, s.has_control): codec.ids([s.text], has_control=s.has_control)[0] for s in arranged}
+    return frame.joined(arranged, ids_of)

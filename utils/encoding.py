@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cache, catalog, formats, hygiene, records, store
-from utils.encode import Encoder, Outcome, Stages, Truncation, finish
+from utils.encode import Encoder, Stages, Truncation, finish
 from utils.overlap import EvaluationSets
+from utils.proof import Outcome
 from utils.readers import Row, to_rows
 from utils.templates import Template, fingerprint
 from utils.tokens import Tokenizer, require_eos
@@ -39,6 +40,7 @@ CODE = (
     "hygiene",
     "lookup",
     "overlap",
+    "proof",
     "readers",
     "records",
     "store",
@@ -47,6 +49,9 @@ CODE = (
     "tokens",
 )
 """The modules on which encoded rows depend."""
+
+TOKENIZERS = ("byte_bpe", "pieces", "rust_pieces", "piece_tokenizer", "slow_tokenizers", "chatglm/tokenization")
+"""The modules that are a tokenizer; encoding is handed one."""
 
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "ftfy", "pyarrow")
 """Those that read, render, examine or tokenise a row."""
@@ -69,6 +74,8 @@ class EncodedPart:
     """Rows of the file."""
     left_out: int
     """Beyond `:N`."""
+    split: int
+    """Further rows of dialogues, where a row has one answer (`encode.Encoder.examples`)."""
     shape: str
     sha256: str
     cached: bool
@@ -93,13 +100,22 @@ class Recipe:
         empty = hygiene.BITS["empty_answer"] | hygiene.BITS["empty_instruction"]
 
         def stages(batch: Batch) -> Stages[Chunk]:
-            rows = list(batch.decoded())
-            examined = [_examined(row, examiner) for row in rows]
+            rows, examined = [], []
+            for row in batch.decoded():
+                found = _examined(row, examiner)
+                examples = encoder.examples(row)
+                rows += examples
+                # The rows of one dialogue share its prompt, so that they are held out together.
+                examined += (
+                    [found]
+                    if len(examples) == 1
+                    else [found._replace(record=hygiene.record_hash(each.record)) for each in examples]
+                )
             sound = [row for row, each in zip(rows, examined, strict=True) if not each.flags & empty]
             encoded = iter((yield from encoder.stages(sound)))
             nothing = Outcome(encoded=None, what="empty")
             outcomes = [nothing if each.flags & empty else next(encoded) for each in examined]
-            return Chunk(rows=store.chunk(outcomes, examined), shape=rows[-1].shape)
+            return Chunk(rows=store.chunk(outcomes, examined), read=len(batch.rows), shape=rows[-1].shape)
 
         return stages
 
@@ -127,6 +143,8 @@ class Chunk:
 
     rows: Any
     """A `pyarrow.RecordBatch`."""
+    read: int
+    """Rows of the batch; a dialogue may have become several."""
     shape: str
     """How its last row was written, a name of `readers.SHAPES`."""
 
@@ -179,6 +197,7 @@ def encode_part(
         rows=rows,
         read=about["read"],
         left_out=about["left_out"],
+        split=about["split"],
         shape=about["shape"],
         sha256=content,
         cached=not made,
@@ -202,7 +221,7 @@ def _made_from(part: catalog.Part, recipe: Recipe, content: str, seed: int) -> d
         "truncation": recipe.truncation,
         "evaluation sets": recipe.overlap.fingerprint if recipe.overlap else None,
         "languages": sorted(recipe.languages),
-        "code": cache.code_hash(CODE),
+        "code": cache.code_hash((*CODE, *TOKENIZERS)),
         "libraries": [importlib.metadata.version(name) for name in LIBRARIES],
     }
 
@@ -211,13 +230,14 @@ def _write(
     folder: Path, part: catalog.Part, recipe: Recipe, *, seed: int, workers: int, on_rows: Callable[[int], object]
 ) -> None:
     count, chosen = records.choose(part, seed)
-    about = {"read": 0, "left_out": 0, "shape": "", "unit": "row"}
+    about = {"read": 0, "left_out": 0, "split": 0, "shape": "", "unit": "row"}
 
     def rows() -> Iterator[Any]:
         for made in _chunks(_batches(part, chosen), recipe, workers):
-            about["read"] += made.rows.num_rows
+            about["read"] += made.read
+            about["split"] += made.rows.num_rows - made.read
             about["shape"] = made.shape
-            on_rows(made.rows.num_rows)
+            on_rows(made.read)
             yield made.rows
 
     with _without_garbage_collection():

@@ -14,11 +14,13 @@ from typing import Any
 
 @dataclass
 class Account:
-    """The rows of one source: `read + repeated = trained + validation + left_out + dropped`."""
+    """The rows of one source: `read + split + repeated = trained + validation + left_out + dropped`."""
 
     read: int = 0
     left_out: int = 0
     """Beyond the `:N` of a part."""
+    split: int = 0
+    """Further rows of dialogues, where a row has one answer: each answer makes a row."""
     repeated: int = 0
     """Copies that `*W` added."""
     validation: int = 0
@@ -37,7 +39,7 @@ class Account:
     def check(self) -> None:
         """`AssertionError` if a row is unaccounted for."""
         out = self.trained + self.validation + self.left_out + sum(self.dropped.values())
-        assert self.read + self.repeated == out, f"the ledger does not add up: {self}"
+        assert self.read + self.split + self.repeated == out, f"the ledger does not add up: {self}"
 
     def as_dict(self) -> dict[str, Any]:
         """For `run.json`."""
@@ -83,6 +85,12 @@ class Ledger:
         if len(rows) != 1:
             rows.append(["all", *_figures(self.total)])
         lines = table(["source", *columns], rows)
+        lines += [
+            f"split: {account.split:,} more rows of {name}: each answer of a dialogue is a row, for this tokenizer's "
+            "prompt ends with the place of one answer"
+            for name, account in self.sources.items()
+            if account.split
+        ]
         for title, field_name in (("dropped", "dropped"), ("truncated", "truncated"), ("noticed", "reported")):
             for name, account in self.sources.items():
                 counts = sorted(getattr(account, field_name).items())

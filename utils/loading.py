@@ -1,6 +1,6 @@
-"""Tokenizers, bases and adapters: a model's row becomes a model on a device.
+"""Tokenizers and bases: a model's row and a checkpoint become a model on a device.
 
-Knows: what transformers, peft and bitsandbytes are asked for. Does not know records, flags or training.
+Knows: what transformers and bitsandbytes are asked for. Does not know records, flags, adapters or training.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import distributed, hub
+from utils import architectures, distributed, hub
+from utils.architectures import Architecture
 from utils.distributed import DTYPES, Precision
-from utils.models import ModelSpec
+from utils.models import MODELS, ModelSpec, gone, require_runnable
 
 
 def quiet_libraries() -> None:
     """Keeps the libraries from writing over our own report; their errors still come through."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")
+    # peft drops positions that nobody gave, and says so at every token that a prompt method generates.
+    warnings.filterwarnings("ignore", message="Position ids are not supported")
     # bitsandbytes warns once a layer and call on CPU (feasibility: thousands of lines), and once at import.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
@@ -41,15 +44,15 @@ def _hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # what transformers raises for a missing, private or gated model, and for a broken one
-        reason = str(error).split("\n")[0].strip().rstrip(".")
+        reason = gone(name) or str(error).split("\n")[0].strip().rstrip(".")
         raise OSError(hub.advice(name, reason)) from error
     except ValueError as error:
         if "trust_remote_code" not in str(error) and "does not recognize" not in str(error):
             raise
         first = str(error).split("\n")[0].strip().rstrip(".")
         raise ValueError(
-            f"cannot load {name!r}: {first}. transformers has no class for it; --trust_remote_code runs the code that "
-            "its repository brings, if you trust it"
+            f"cannot load {name!r}: {first}. transformers has no class for it; --trust_remote_code with --revision "
+            "COMMIT runs the code that its repository brings, if you have read and trust it"
         ) from error
 
 
@@ -66,13 +69,27 @@ class Base:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    def facts(self) -> dict[str, Any]:
+        """`config.json` as the file has it. Raises `OSError`, with advice, where it cannot be had."""
+        origin = self._origin()
+        from transformers import PreTrainedConfig
+
+        with _hub_errors(self.name):
+            return PreTrainedConfig.get_config_dict(self.name, **origin)[0]
+
     def config(self) -> Any:
         """The configuration. Raises `OSError` (with advice) or `ValueError` where it cannot be had."""
-        origin = self._origin()
+        facts = self.facts()
+        if architecture := self._architecture(facts):
+            return architecture.configuration(facts)
         from transformers import AutoConfig
 
         with _hub_errors(self.name):
-            return AutoConfig.from_pretrained(self.name, **origin)
+            return AutoConfig.from_pretrained(self.name, **self._origin())
+
+    def _architecture(self, facts: dict[str, Any]) -> Architecture | None:
+        """How to read a checkpoint that transformers has no class for; None: it has one, or remote code is meant."""
+        return None if self.spec.remote_code else architectures.find(facts)
 
     def tokenizer(self, directory: Path | None = None) -> Any:
         """The tokenizer, with the row's control tokens where its own are missing or blank, and a pad token; the one
@@ -80,37 +97,65 @@ class Base:
         name = str(directory or self.name)
         saved: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         origin = self._origin() if directory is None else saved
+        architecture = self._architecture(self.facts())
         from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
         with _hub_errors(name):
             declared = get_tokenizer_config(name, **origin)
             blank = {role: token for role, token in self.spec.control_tokens.items() if declared.get(role) == ""}
-            made = _tokenizer_class(declared.get("tokenizer_class"), self.spec.tokenizer_class)
+            made = self._tokenizer_class(name, architecture, declared.get("tokenizer_class"))
             tokenizer = made.from_pretrained(name, **origin, **blank)
-        # transformers 5 no longer puts BOS before a LLaMA text unless the configuration says so; most do not.
-        if self.spec.begins_with_bos and "add_bos_token" not in declared:
-            tokenizer.add_bos_token = True
+            of_base = declared if directory is None else get_tokenizer_config(self.name, **self._origin())
+        # transformers 5 no longer puts BOS before a LLaMA text unless the configuration says so; most do not. What the
+        # base's says is lost when its tokenizer is saved with a run.
+        if self.spec.begins_with_bos:
+            tokenizer.add_bos_token = of_base.get("add_bos_token", True)
         if self.spec.pad_token != "own" or tokenizer.pad_token is None:
             source = "eos" if self.spec.pad_token == "own" else self.spec.pad_token
             tokenizer.pad_token = getattr(tokenizer, f"{source}_token") or tokenizer.eos_token
         return tokenizer
 
+    def _tokenizer_class(self, name: str, architecture: Architecture | None, declared: str | None) -> Any:
+        """What loads the tokenizer `name`: ours, where transformers has none, or one that gives other ids: its
+        LlamaTokenizer reads a text's leading blanks otherwise than SentencePiece, with which LLaMA was trained
+        (docs/footguns.md)."""
+        from utils import chatglm, slow_tokenizers
+
+        own = {"chatglm": chatglm.ChatGLMTokenizer, **slow_tokenizers.SLOW_TOKENIZERS}
+        if architecture and architecture.tokenizer:
+            return own[architecture.tokenizer]
+        is_llama = (declared or "").lower().removesuffix("fast") == "llamatokenizer"
+        return own["llama"] if is_llama else _respelled(declared)
+
     def empty(self) -> Any:
         """The modules without memory or weights (on the meta device), to check names and count parameters."""
-        import transformers
+        from transformers import AutoModelForCausalLM
 
-        check_supported(self.spec, self.quantization_bit)
-        config, model_class = self.config(), getattr(transformers, self.spec.model_class)
-        with torch.device("meta"):
-            return model_class.from_config(config) if self.spec.model_class.startswith("Auto") else model_class(config)
+        check_bits(self.spec, self.quantization_bit)
+        config, architecture = self.config(), self._architecture(self.facts())
+        self._check_family(config, architecture)
+        with torch.device("meta"), _hub_errors(self.name):
+            if architecture:
+                return architecture.native_class()(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+
+    def _check_family(self, config: Any, architecture: Architecture | None) -> None:
+        """`ValueError` for a checkpoint of another family than the row, whose targets and prompt it would get."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        model_class = architecture.model_class if architecture else None
+        model_class = model_class or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        families = [name for name, row in MODELS.items() if model_class in row.native and row.default_checkpoint]
+        if self.spec.native and model_class and model_class not in self.spec.native:
+            raise ValueError(
+                f"{self.name} is a {model_class}, and this --model_type is {' or '.join(self.spec.native)}: give "
+                f"--model_type {' or '.join([*families, 'auto'])}"
+            )
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the configuration and of the names and shapes of the tensors; not of their values."""
-        from transformers import PreTrainedConfig
-
         # As the file has it: what a version of transformers adds by default would change the sum.
-        facts, _ = PreTrainedConfig.get_config_dict(self.name, **self._origin())
-        facts = {name: value for name, value in facts.items() if not name.startswith("_")}
+        facts = {name: value for name, value in self.facts().items() if not name.startswith("_")}
         shapes = {name: list(parameter.shape) for name, parameter in self.empty().named_parameters()}
         return hashlib.sha256(json.dumps([facts, shapes], sort_keys=True, default=str).encode()).hexdigest()
 
@@ -121,19 +166,24 @@ class Base:
             ValueError: the family cannot be run here, or not in these bits.
             OSError: the weights cannot be had.
         """
-        check_supported(self.spec, self.quantization_bit)
-        origin = self._origin()
-        import transformers
+        check_bits(self.spec, self.quantization_bit)
+        origin, facts = self._origin(), self.facts()
+        architecture = self._architecture(facts)
+        self._check_family(self.config(), architecture)
+        from transformers import AutoModelForCausalLM
 
         quantization = _quantization(self.quantization_bit, self.precision)
+        options: dict[str, Any] = {
+            "dtype": DTYPES[self.precision],
+            "device_map": {"": str(self.device)} if quantization or self.device.type == "cuda" else None,
+            **({"quantization_config": quantization} if quantization else {}),
+        }
+        model: Any
         with _hub_errors(self.name):
-            model = getattr(transformers, self.spec.model_class).from_pretrained(
-                self.name,
-                dtype=DTYPES[self.precision],
-                device_map={"": str(self.device)} if quantization or self.device.type == "cuda" else None,
-                **origin,
-                **({"quantization_config": quantization} if quantization else {}),
-            )
+            if architecture:
+                model = architectures.load(architecture, self.name, facts, origin, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(self.name, **origin, **options)
         if not quantization:
             model.to(self.device)
         _keep_4bit_unpacked(model)
@@ -143,7 +193,8 @@ class Base:
 
     def _origin(self) -> dict[str, Any]:
         """Where and how to look, after making sure that there is something to find."""
-        only_cached = hub.require_reachable(self.name)
+        with _hub_errors(self.name) if gone(self.name) else nullcontext():
+            only_cached = hub.require_reachable(self.name)
         return {
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
@@ -151,15 +202,15 @@ class Base:
         }
 
 
-def _tokenizer_class(declared: str | None, default: str) -> Any:
-    """The class that a tokenizer's configuration declares in another spelling (`LLaMATokenizer`), else `default`. An
-    unknown spelling would be loaded as a plain tokenizer, which gives LLaMA other ids without a word."""
+def _respelled(declared: str | None) -> Any:
+    """The tokenizer's class that a configuration declares in another spelling (`LLaMATokenizer`), else the automatic
+    one. An unknown spelling would be loaded as a plain tokenizer, which gives LLaMA other ids without a word."""
     import transformers
 
     if declared and not hasattr(transformers, declared):
-        respelled = next((name for name in dir(transformers) if name.lower() == declared.lower()), default)
-        return getattr(transformers, respelled)
-    return getattr(transformers, default)
+        known = {name.lower(): name for name in dir(transformers)}
+        return getattr(transformers, known.get(declared.lower(), "AutoTokenizer"))
+    return transformers.AutoTokenizer
 
 
 def choose(
@@ -172,7 +223,13 @@ def choose(
     trust_remote_code: bool = False,
 ) -> Base:
     """The base on this process's device; None is what the device and the family do best: the family's first choice of
-    bits on CUDA, and 16 elsewhere, where fewer bits are no faster."""
+    bits on CUDA, and 16 elsewhere, where fewer bits are no faster.
+
+    Raises:
+        ValueError: code of the checkpoint's repository would run, without consent to one commit of it.
+    """
+    family = next((family for family, row in MODELS.items() if row is spec), "auto")
+    require_runnable(family, name, trust_remote_code=trust_remote_code, revision=revision)
     device = distributed.device()
     return Base(
         name=name,
@@ -185,13 +242,8 @@ def choose(
     )
 
 
-def check_supported(spec: ModelSpec, quantization_bit: int) -> None:
-    """`ValueError` for a family, or bits of it, that this version cannot run."""
-    if spec.attention != "causal":
-        raise ValueError(
-            "this family's prompt is read in both directions (prefix attention), which this version cannot train or "
-            "run yet: use --model_type llama, bloom or auto"
-        )
+def check_bits(spec: ModelSpec, quantization_bit: int) -> None:
+    """`ValueError` for bits that a family's weights do not load in."""
     if quantization_bit not in spec.quantization_bits:
         allowed = ", ".join(map(str, sorted(spec.quantization_bits)))
         raise ValueError(f"--quantization_bit {quantization_bit}: this family's weights load in {allowed} bits")
@@ -219,64 +271,6 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 — not an attribute that Module declares
-
-
-def attach_lora(model: Any, target_modules: Sequence[str], *, r: int, alpha: int, dropout: float) -> Any:
-    """The model with a fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685); only the adapter trains.
-
-    Raises:
-        ValueError: a name in `target_modules` that no linear layer has, with the names that exist.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    check_targets(model, target_modules)
-    targets: Any = "all-linear" if list(target_modules) == ["all-linear"] else list(target_modules)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
-        ),
-    )
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """The last parts of the names of all linear layers but the head, sorted."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
-    return sorted({name.rpartition(".")[2] for name, layer in _linear_layers(model) if layer is not head})
-
-
-def check_targets(model: nn.Module, target_modules: Sequence[str]) -> None:
-    """`ValueError` for a target that names no linear layer."""
-    if list(target_modules) == ["all-linear"]:
-        return
-    names = [name for name, _ in _linear_layers(model)]
-    for target in target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ValueError(
-                f"--lora_target_modules {target}: no linear layer of this model has that name. "
-                f"It has: {', '.join(linear_names(model))} (or all-linear)"
-            )
-
-
-def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """GPT-2's `Conv1D` is a linear layer with its weight transposed."""
-    from transformers.pytorch_utils import Conv1D
-
-    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
-
-
-def load_adapter(model: Any, directory: Path) -> Any:
-    """`model` with the adapter in `directory`, for inference."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(directory)).eval()
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters; a 4-bit weight counts its elements, not its bytes."""
-    sizes = [(p.requires_grad, getattr(p, "quant_state", None), p) for p in model.parameters()]
-    counts = [(trains, state.shape.numel() if state is not None else p.numel()) for trains, state, p in sizes]
-    return sum(n for trains, n in counts if trains), sum(n for _, n in counts)
 
 
 def shape(model: Any) -> dict[str, int]:

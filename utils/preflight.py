@@ -24,14 +24,17 @@ def checkpoint_bytes(trainable_parameters: int) -> int:
     return 3 * 4 * trainable_parameters
 
 
-def require_space(directory: Path, needed: int) -> None:
-    """`OSError` if the disk below `directory` (which need not exist yet) has less than `needed` bytes free."""
+def require_space(
+    directory: Path, needed: int, *, remedy: str = "choose another --output_dir, or lower --save_total_limit"
+) -> None:
+    """`OSError` if the disk below `directory` (which need not exist yet) has less than `needed` bytes free; `remedy`:
+    what helps besides making room."""
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
             f"the run would write about {megabytes(needed)} to {directory}, where {megabytes(free)} are free: make "
-            "room, choose another --output_dir, or lower --save_total_limit"
+            f"room, {remedy}"
         )
 
 

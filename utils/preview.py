@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from utils.encode import IGNORED, Encoded
+from utils.proof import IGNORED, Encoded
 
 GREEN, DIM, RESET = "\033[1;32m", "\033[2m", "\033[0m"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils import plots, preview, runinfo
 from utils.dataset import TrainingData
+from utils.methods import get_method
 from utils.progress import LOG_NAME
 from utils.runinfo import RunInfo
 from utils.schedule import Steps, duration
@@ -38,11 +39,12 @@ def result_lines(run: RunInfo, directory: Path) -> list[str]:
     """What a run has done, and what to do next."""
     verified = run.verified
     figures = "  ".join(f"{name} {value:.4f}" for name, value in run.metrics.items())
+    what, where = ("model", "") if get_method(run.method).trains_base else ("adapter", " into a fresh base")
     return [
-        f"adapter verified: {verified['tensors']} tensors read back into a fresh base; largest logit difference "
+        f"{what} verified: {verified['tensors']} tensors read back{where}; largest logit difference "
         f"{verified['max_logit_difference']:.1e} of {verified['max_logit']:.1f}",
         f"{figures}  ({run.trained_tokens:,} trained tokens in {duration(run.seconds)})",
-        f"adapter: {directory}",
+        f"{what}: {directory}",
         f"loss curve: {directory / 'loss.png'}",
         f"ask it: python3 generate.py --lora_dir {directory}",
     ]
@@ -71,6 +73,8 @@ def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
             f"them copies), {account['validation']:,} held out; {account['trained_tokens']:,} of "
             f"{account['tokens']:,} tokens carry loss"
         )
+        if account["split"]:
+            lines.append(f"{name}: {account['split']:,} of its rows are further answers of a dialogue")
         if account["left_out"]:
             lines.append(f"{name}, left out by :N: {account['left_out']:,}")
         lines += [f"{name}, dropped: {count:,}: {what}" for what, count in account["dropped"].items()]
@@ -89,15 +93,18 @@ def model_card(run: RunInfo) -> str:
     ledger = "\n".join(f"- {line}" for line in ledger_lines(run.ledger))
     settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(run.settings.items()))
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    words = _words(run)
     return f"""---
 base_model: {json.dumps(run.base)}
-library_name: peft
-tags: [lora, alpaca-cot]
+library_name: {words["library"]}
+tags: [{run.method}, alpaca-cot]
 ---
 
-# A LoRA adapter for {Path(run.base).name}, trained on {"-".join(run.data)}
+# {words["title"]}, trained on {"-".join(run.data)}
 
-Load it with `peft.PeftModel.from_pretrained`, or ask it with `python3 generate.py --lora_dir <this directory>`. The
+{words["method"]}
+
+Load it with `{words["loader"]}.from_pretrained`, or ask it with `python3 generate.py --lora_dir <this directory>`. The
 prompt must be the one it was trained with: template `{run.settings["template"]}`, sha256 `{run.template_hash[:16]}…`.
 
 ## Data
@@ -113,7 +120,7 @@ prompt must be the one it was trained with: template `{run.settings["template"]}
 {metrics}
 - trained tokens: {run.trained_tokens:,} in {run.seconds:,.0f} s
 
-The saved adapter was read back into a fresh base: largest logit difference {run.verified["max_logit_difference"]:.2e}
+The saved {words["reread"]}: largest logit difference {run.verified["max_logit_difference"]:.2e}
 where the largest logit is {run.verified["max_logit"]:.2f}, over {run.verified["probe_tokens"]} tokens.
 
 ## Settings
@@ -124,3 +131,23 @@ where the largest logit is {run.verified["max_logit"]:.2f}, over {run.verified["
 
 Versions: {versions}. Commit: {run.commit or "not in git"}. Seed: {run.settings["seed"]}. Started {run.started}.
 """
+
+
+def _words(run: RunInfo) -> dict[str, str]:
+    """What a card says of an adapter, and of a run that holds all weights."""
+    method, base = get_method(run.method), Path(run.base).name
+    paper = f", [arXiv {method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
+    words = {"method": f"Method: {method.label}{paper}."}
+    if method.trains_base:
+        return words | {
+            "library": "transformers",
+            "loader": "transformers.AutoModelForCausalLM",
+            "title": f"{base}, all weights",
+            "reread": "model was read back",
+        }
+    return words | {
+        "library": "peft",
+        "loader": "peft.PeftModel",
+        "title": f"An adapter for {base} by {method.label}",
+        "reread": "adapter was read back into a fresh base",
+    }

@@ -17,6 +17,8 @@ from typing import Any
 
 NAME = "run.json"
 FORMAT = 1
+METHOD = "lora"
+"""The method of a run that does not name it: the first ones knew no other."""
 SAVED_MODELS = Path("saved_models")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
 # What a run writes: the first ones show that a directory holds a run, all of them are a run's to delete.
@@ -24,6 +26,11 @@ TRACES = (NAME, "adapter_config.json", "training_log.jsonl", "checkpoint-*")
 FILES = (
     *TRACES,
     "adapter_model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
     "README.md",
     "loss.png",
     "tokenizer.json",
@@ -69,6 +76,11 @@ class RunInfo:
         return self.settings["model_type"]
 
     @property
+    def method(self) -> str:
+        """What was trained, a row of `utils.methods`."""
+        return self.settings.get("peft_type", METHOD)
+
+    @property
     def base(self) -> str:
         """Hub id or path that the base was loaded from."""
         return self.settings["model_name_or_path"]
@@ -110,9 +122,11 @@ def read(directory: Path) -> RunInfo:
     return RunInfo(**{name: values[name] for name in known})
 
 
-def default_directory(model: str, data_name: str) -> Path:
-    """`saved_models/<model>_<data>`, where `model` is the last part of its id or path."""
-    return SAVED_MODELS / f"{Path(model.rstrip('/')).name}_{data_name}"
+def default_directory(model: str, data_name: str, method: str = METHOD) -> Path:
+    """`saved_models/<model>_<data>`, where `model` is the last part of its id or path; then the method, unless it is
+    the usual one."""
+    name = f"{Path(model.rstrip('/')).name}_{data_name}"
+    return SAVED_MODELS / (name if method == METHOD else f"{name}_{method}")
 
 
 def find(model_type: str, data: Sequence[str]) -> list[Path]:

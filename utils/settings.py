@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from utils import catalog, cli, hygiene, runinfo
+from utils import catalog, cli, hygiene, methods, runinfo
 from utils.models import checkpoint_of, get_model
+from utils.schedule import Steps, plan_steps
 
 FROM_ROW = "(default: the family's)"
 
@@ -35,10 +36,9 @@ class Settings:
     drop: list[str]
     keep: list[str]
     preprocessing_num_workers: int | None
-    lora_r: int
-    lora_alpha: int
-    lora_dropout: float
-    lora_target_modules: list[str]
+    peft_type: str
+    peft_options: dict[str, Any]
+    """The method's own flags; no other's are in it."""
     per_gpu_train_batch_size: int
     gradient_accumulation_steps: int
     epochs: float
@@ -55,9 +55,34 @@ class Settings:
     save_total_limit: int
     report_to: list[str]
 
+    @property
+    def method(self) -> methods.Choice:
+        """What is trained, and how."""
+        return methods.Choice(name=self.peft_type, options=self.peft_options)
+
+    def steps(self, rows: int, *, rows_a_step: int) -> Steps:
+        """When things happen, in optimizer steps, for a training part of `rows`."""
+        return plan_steps(
+            rows,
+            global_batch_size=rows_a_step,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            warmup=self.warmup_steps,
+            logging=self.logging_steps,
+            saving=self.save_steps,
+            evaluating=self.eval_steps,
+        )
+
+    def computes_twice(self, *, fits: bool) -> bool:
+        """Whether gradient checkpointing is on; `fits`: the activations would fit into memory without."""
+        auto = not fits and self.method.method.gradient_checkpointing
+        return {"on": True, "off": False, "auto": auto}[self.gradient_checkpointing]
+
     def as_dict(self) -> dict[str, Any]:
-        """For `run.json`."""
-        return asdict(self) | {"output_dir": str(self.output_dir)}
+        """For `run.json`: every flag under its name."""
+        values = asdict(self)
+        options: dict[str, Any] = values.pop("peft_options")
+        return values | options | {"output_dir": str(self.output_dir)}
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -100,18 +125,28 @@ def add_hygiene_flags(add: Callable[..., Any]) -> None:
     add("--keep", nargs="+", default=[], metavar="CHECK", help=f"do not drop rows for these, of: {default}")
 
 
-def add_lora_flags(parser: argparse.ArgumentParser) -> None:
-    """The adapter."""
-    add = parser.add_argument_group("LoRA").add_argument
-    add("--lora_r", type=cli.positive_int, help=f"rank {FROM_ROW}")
-    add("--lora_alpha", type=cli.positive_int, help=f"scale, divided by the rank {FROM_ROW}")
-    add("--lora_dropout", type=cli.fraction, help=f"dropout before the adapter {FROM_ROW}")
-    add(
-        "--lora_target_modules",
-        nargs="+",
-        metavar="NAME",
-        help=f"linear layers that get an adapter, or all-linear {FROM_ROW}",
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """What is trained in the base."""
+    group = parser.add_argument_group("method", "an option of another method than the chosen one is an error")
+    group.add_argument(
+        "--peft_type",
+        type=methods.method_name,
+        choices=methods.METHODS,
+        default=methods.DEFAULT_METHOD,
+        metavar="METHOD",
+        help=f"what is trained: {', '.join(methods.METHODS)} (default: {methods.DEFAULT_METHOD})",
     )
+    for name, option in methods.OPTIONS.items():
+        owners = [method for method, row in methods.METHODS.items() if name in row.options]
+        others = [f"{m}: {methods.METHODS[m].defaults[name]}" for m in owners if name in methods.METHODS[m].defaults]
+        default = "; ".join([str(option.unless_given or option.default), *others])
+        group.add_argument(
+            f"--{name}",
+            type=option.kind,
+            nargs=option.nargs,
+            metavar="NAME" if option.nargs else None,
+            help=f"{option.help} [{', '.join(owners)}] (default: {default})",
+        )
 
 
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +156,11 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add("--gradient_accumulation_steps", type=cli.positive_int, help=f"micro-batches of an optimizer step {FROM_ROW}")
     add("--epochs", type=cli.positive_float, help=f"passes over the data {FROM_ROW}")
     add("--max_steps", type=cli.positive_int, help="optimizer steps, instead of --epochs")
-    add("--learning_rate", type=cli.positive_float, help=f"peak learning rate {FROM_ROW}")
+    add(
+        "--learning_rate",
+        type=cli.positive_float,
+        help="peak learning rate (default: the family's, times what the method needs; for lora 1)",
+    )
     add("--warmup_steps", type=cli.natural_int, help="optimizer steps to the peak (default: a tenth, at most 100)")
     add(
         "--gradient_checkpointing",
@@ -166,19 +205,31 @@ def resolve(values: argparse.Namespace) -> Settings:
     """The settings that parsed flags mean; a None is answered by the model's row where it has an answer.
 
     Raises:
-        ValueError: a size that does not exist; a family that has no default model.
+        ValueError: a size that does not exist; a family that has no default model; an option of another method than
+            the chosen one; a base, or a way of training it, that the method cannot have.
     """
     spec = get_model(values.model_type)
-    row: dict[str, Any] = asdict(spec.training) | {"template": spec.template}
-    row |= {"data": [spec.training.data], "lora_target_modules": list(spec.lora_target_modules)}
+    family = asdict(spec.training) | {"lora_target_modules": list(spec.lora_target_modules)}
+    chosen = methods.choose(values.peft_type, vars(values), family)
+    methods.check_base(
+        chosen.method,
+        quantization_bit=values.quantization_bit,
+        gradient_checkpointing=values.gradient_checkpointing,
+    )
+    row = family | {"template": spec.template, "data": [spec.training.data]}
+    # To eight digits: a fifteenth of a rate is then written as a person would.
+    row["learning_rate"] = float(f"{spec.training.learning_rate * chosen.method.learning_rate:.8g}")
+    # On CUDA the family's bits are fewer than some methods can take.
+    row["quantization_bit"] = 16 if chosen.method.quantization_bits == (16,) else None
     resolved: dict[str, Any] = {
         name: row[name] if value is None and name in row else value for name, value in vars(values).items()
     }
+    resolved["peft_options"] = dict(chosen.options)
     model = values.model_name_or_path or checkpoint_of(values.model_type, spec, values.size)
     # The run may be opened from another folder, so a directory is kept by its full path.
     resolved["model_name_or_path"] = str(Path(model).resolve()) if Path(model).is_dir() else model
     resolved["output_dir"] = values.output_dir or runinfo.default_directory(
-        resolved["model_name_or_path"], catalog.mixture_name(resolved["data"])
+        resolved["model_name_or_path"], catalog.mixture_name(resolved["data"]), values.peft_type
     )
     return Settings(**{field.name: resolved[field.name] for field in fields(Settings)})
 

@@ -6,12 +6,13 @@ selections of rows from several files. Does not know how a row was encoded, or w
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from utils.encode import IGNORED, Encoded, Outcome
+from utils.proof import IGNORED, Encoded, Outcome
 
 if TYPE_CHECKING:
     import numpy
@@ -44,7 +45,7 @@ class Examined(NamedTuple):
 
 
 def write(path: Path, chunks: Iterator[Any]) -> None:
-    """Writes what `chunk` made, in order. Every chunk but the last has `CHUNK_ROWS` rows."""
+    """Writes what `chunk` made, in order."""
     import pyarrow
 
     with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, _schema()) as writer:
@@ -86,6 +87,7 @@ class EncodedFile:
         self._table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
         self._ids, self._spans = self._table["input_ids"].chunks, self._table["spans"].chunks
         self._numbers = self._table["number"].chunks
+        self._starts = list(itertools.accumulate((len(chunk) for chunk in self._numbers), initial=0))
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -105,7 +107,8 @@ class EncodedFile:
 
     def row(self, index: int) -> Encoded:
         """The row with its labels."""
-        at, offset = divmod(index, CHUNK_ROWS)
+        at = bisect.bisect_right(self._starts, index) - 1
+        offset = index - self._starts[at]
         ids = self._ids[at][offset].values.to_pylist()
         spans = self._spans[at][offset].values.to_pylist()
         labels = [IGNORED] * len(ids)

@@ -43,8 +43,13 @@ class Template:
     without_input: str = ""
     dialogue_system: str = ""
     """Opens a dialogue that brings no system message."""
+    dialogue_between: str = ""
+    """Before a user's turn that something precedes."""
     dialogue_user: str = ""
+    """`{round}` counts the user's turns, from 0."""
     dialogue_assistant: str = ""
+    one_exchange_is_instruction: bool = False
+    """A dialogue of one question is rendered as if it were no dialogue."""
     from_tokenizer: bool = False
 
 
@@ -80,6 +85,16 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             dialogue_user="\n\n### Human:\n{content}",
             dialogue_assistant="\n\n### Assistant:",
         ),
+        # What ChatGLM-6B was published with (https://github.com/THUDM/ChatGLM-6B): a first question as it is, and later
+        # ones after the rounds before them.
+        "chatglm": Template(
+            with_input="{instruction}\n{input}",
+            without_input="{instruction}",
+            dialogue_between="\n",
+            dialogue_user="[Round {round}]\n问：{content}",
+            dialogue_assistant="\n答：",
+            one_exchange_is_instruction=True,
+        ),
         # What the tokenizer's own chat template writes; for bases that were already tuned to follow instructions.
         "chat": Template(from_tokenizer=True),
     }
@@ -93,7 +108,10 @@ def get_template(name: str) -> Template:
 
 def fingerprint(template: Template, chat_template: str | None = None) -> str:
     """sha256 (hex) of all that decides the prompt's bytes: the row, and the tokenizer's chat template if it is used."""
-    row = dataclasses.asdict(template) | {"chat_template": chat_template if template.from_tokenizer else None}
+    # A field at its default says nothing, so that a field of a later version leaves the sum as it is.
+    values = [(f.name, getattr(template, f.name), f.default) for f in dataclasses.fields(template)]
+    row = {name: value for name, value, default in values if value != default}
+    row["chat_template"] = chat_template if template.from_tokenizer else None
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -157,11 +175,18 @@ def _render_instruction(record: Record, template: Template) -> str:
 
 def _render_dialogue(turns: Sequence[Message], template: Template) -> list[Segment]:
     """Prompts and answers in turn; a prompt reaches from the end of one answer to the header of the next."""
+    if template.one_exchange_is_instruction and [turn["role"] for turn in turns] in (["user"], ["user", "assistant"]):
+        question, *answers = turns
+        texts = [template.without_input.format(instruction=question["content"]), *(each["content"] for each in answers)]
+        return [Segment(text=text, is_target=i > 0, ends_turn=i > 0) for i, text in enumerate(texts)]
     segments: list[Segment] = []
     prompt = turns[0]["content"] if turns[0]["role"] == "system" else template.dialogue_system
+    questions = 0
     for turn in turns:
         if turn["role"] == "user":
-            prompt += template.dialogue_user.format(content=turn["content"])
+            prompt += template.dialogue_between if prompt or segments else ""
+            prompt += template.dialogue_user.format(content=turn["content"], round=questions)
+            questions += 1
         elif turn["role"] == "assistant":
             segments.append(Segment(text=prompt + template.dialogue_assistant))
             segments.append(Segment(text=turn["content"], is_target=True, ends_turn=True))

@@ -55,6 +55,14 @@ def prefix_ids(tokenizer: Tokenizer) -> list[int]:
     return []
 
 
+def suffix_ids(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer itself puts after a prompt, EOS excepted; for most nothing, for ChatGLM-6B `[gMASK] <sop>`."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    dressed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    after = dressed[len(prefix_ids(tokenizer)) + len(plain) :]
+    return [token for token in after if token != tokenizer.eos_token_id]
+
+
 def control_ids(tokenizer: Tokenizer) -> set[int]:
     """The ids of control tokens; not of UNK, which stands for text."""
     marked = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -62,13 +70,15 @@ def control_ids(tokenizer: Tokenizer) -> set[int]:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Hex sha256 of all that decides its ids: the Rust tokenizer or, without one, the vocabulary and the settings; and
-    the control tokens."""
+    """Hex sha256 of all that decides its ids: the Rust tokenizer or, without one, what the tokenizer says of itself
+    (`definition`), else the vocabulary and the settings; and the control tokens."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if hasattr(backend, "to_str"):
         backend.no_truncation()
         backend.no_padding()
         inside = backend.to_str()
+    elif hasattr(tokenizer, "definition"):
+        inside = tokenizer.definition
     else:
         inside = json.dumps([tokenizer.get_vocab(), tokenizer.init_kwargs], sort_keys=True, default=str)
     outside = [
@@ -76,6 +86,7 @@ def fingerprint(tokenizer: Any) -> str:
         tokenizer.all_special_tokens,
         sorted(control_ids(tokenizer)),
         prefix_ids(tokenizer),
+        suffix_ids(tokenizer),
     ]
     return hashlib.sha256((inside + json.dumps(outside)).encode()).hexdigest()
 

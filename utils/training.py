@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from utils import distributed
+from utils.adapters import Attached
 from utils.batching import Batch, MicroBatches, evaluation_batches, only_item
-from utils.encode import IGNORED, Encoded
+from utils.proof import IGNORED, Encoded
 from utils.schedule import Steps, learning_rate_factor
 
 
@@ -62,7 +63,10 @@ class HeadAtTargets:
         return token_loss(logits, batch["labels"])
 
     def _select(self, head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        return None if self._positions is None else (inputs[0][self._positions], *inputs[1:])
+        if self._positions is None:
+            return None
+        own = inputs[0][:, -self._positions.shape[1] :]  # virtual tokens stand before those of the batch
+        return (own[self._positions], *inputs[1:])
 
 
 def training_arguments(
@@ -130,11 +134,14 @@ class SupervisedTrainer(Trainer):
         steps: Steps,
         callbacks: Sequence[TrainerCallback] = (),
         processing_class: Any = None,
+        attached: Attached | None = None,
     ) -> None:
+        """`attached`: what `model` belongs to, where its method wants more than gradients."""
+        self._attached, self._penalty, self._micro_batches = attached, None, 1
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.trained_tokens = 0
         self._session = (time.perf_counter(), 0)
-        self.lora_model = model
+        self.unwrapped = model
         self._head = HeadAtTargets(model)
         self._pad_id, self._steps = pad_id, steps
         self._batches = MicroBatches(
@@ -169,6 +176,7 @@ class SupervisedTrainer(Trainer):
     ) -> tuple[list[Batch], Any]:
         """The micro-batches of one step and the trained tokens of its global batch."""
         batches = list(islice(epoch_iterator, num_batches))
+        self._micro_batches = len(batches)
         num_targets = batches[0]["num_targets"] if batches else None
         self.trained_tokens += int(num_targets) if num_targets is not None else 0
         return batches, num_targets
@@ -187,6 +195,8 @@ class SupervisedTrainer(Trainer):
         """Forward and backward of a micro-batch; remembers its loss and rows for the guard."""
         rows = inputs["rows"]
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._penalty is not None:
+            loss, self._penalty = loss - self._penalty, None  # what is logged compares with other methods
         self._seen.append((loss, rows))
         return loss
 
@@ -195,14 +205,46 @@ class SupervisedTrainer(Trainer):
     ) -> Any:
         """The micro-batch's share of the step's loss. DDP averages gradients over the processes, hence the factor."""
         loss = self._head.loss(model, inputs) / inputs["num_targets"] * distributed.world_size()
+        penalty = self._attached.penalty() if self._attached else None
+        if penalty is not None:  # once a step: every process has the whole of it, in equal parts by micro-batch
+            share = penalty / self._micro_batches
+            loss, self._penalty = loss + share, share.detach()
         return (loss, None) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Trainer's, with the groups of a method that has its own."""
+        groups = self._attached.parameter_groups(self.args.learning_rate) if self._attached else None
+        if groups is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def after_step(self) -> None:
+        """The method's own work between an optimizer step and the end of its gradients."""
+        if self._attached and not self.accelerator.optimizer_step_was_skipped:
+            self._attached.after_step(self.state.global_step + 1)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._attached is None or output_dir is None:
+            super()._save(output_dir, state_dict)
+            return
+        with self._attached.as_trained():
+            super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._attached.write_state(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._attached:
+            self._attached.read_state(Path(resume_from_checkpoint))
 
     @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss over the trained tokens of the validation rows, the same for any number of processes."""
-        self.lora_model.eval()
+        self.unwrapped.eval()
         totals = torch.zeros(2, dtype=torch.float64)
         batches = evaluation_batches(
             self.validation_rows,
@@ -214,7 +256,7 @@ class SupervisedTrainer(Trainer):
         for batch in batches:
             batch = self._prepare_inputs(batch)
             with self.accelerator.autocast():
-                loss = self._head.loss(self.lora_model, batch)
+                loss = self._head.loss(self.unwrapped, batch)
             totals += torch.tensor([loss.item(), int(trained_positions(batch["labels"]).sum())])
         loss, tokens = torch.stack(distributed.gather(totals)).sum(0).tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_tokens": int(tokens)}
@@ -272,7 +314,7 @@ class SupervisedTrainer(Trainer):
             # gradients overflow whatever it does.
             finite = finite & (scaler.get_scale() >= 1.0)
         else:
-            gradients = [p.grad for p in self.lora_model.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.unwrapped.parameters() if p.grad is not None]
             finite = finite & torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         flag = finite.float()
         if dist.is_initialized():
@@ -309,3 +351,6 @@ class _Guard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.require_finite()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.after_step()

@@ -1,7 +1,7 @@
-"""Proof that a saved adapter is the trained one.
+"""Proof that something was trained, and that what is saved is what was trained.
 
-Knows: what an adapter file must hold, and how far two models' logits may lie apart. Does not know how a model is
-loaded.
+Knows: what a saved file must hold, which parameters must have moved, and how far two models' logits may lie apart.
+Does not know how a model is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from utils.distributed import Precision
+from utils.methods import DEFAULT_METHOD, METHODS, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Verified:
     """What the check of a saved adapter measured."""
 
     tensors: int
+    moved: int
+    """Trained parameters (as tensors) that are not what they were before."""
     max_logit_difference: float
     """Largest absolute difference between the trained model's logits and those of base + saved adapter."""
     max_logit: float
@@ -48,7 +51,47 @@ def probe_logits(model: Any, probe: Mapping[str, torch.Tensor]) -> torch.Tensor:
     (positions, vocabulary); the model is left in eval mode."""
     model.eval()
     on_device = {name: probe[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    return model(**on_device).logits[on_device["attention_mask"].bool()].float().cpu()
+    logits = model(**on_device).logits[:, -probe["input_ids"].shape[1] :]  # virtual tokens stand before the probe's
+    return logits[on_device["attention_mask"].bool()].float().cpu()
+
+
+@torch.no_grad()
+def marks(model: Any) -> dict[str, tuple[float, float]]:
+    """Sum and norm of every trainable parameter: what tells, without a copy, whether it has moved."""
+    return {
+        name: (p.sum(dtype=torch.float64).item(), torch.linalg.vector_norm(p, dtype=torch.float64).item())
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def require_moved(model: Any, before: Mapping[str, tuple[float, float]], method: Method) -> int:
+    """The number of parameters that are not what they were when `marks` gave `before`.
+
+    Raises:
+        AdapterError: one that training must move did not (`Method.trained`, `Method.all_move`).
+    """
+    after = marks(model)
+    moved = {name for name in before if after.get(name) != before[name]}
+    wanted = [name for name in before if method.trained in name]
+    still = [name for name in wanted if name not in moved]
+    if not wanted or len(still) == len(wanted) or (method.all_move and still):
+        named = f"{still[0]} and {len(still) - 1} more of {len(wanted)}" if still else "nothing"
+        raise AdapterError(
+            f"{method.label} was not trained: after the run as before it: {named}. The run is not finished; raise "
+            "--learning_rate, train longer, or choose --precision bf16 or fp32"
+        )
+    return len(moved)
+
+
+def check_files(directory: Path, method: Method) -> int:
+    """The number of tensors that a run of `method` saved in `directory`; raises as `check_adapter_file` does."""
+    if not method.trains_base:
+        return check_adapter_file(directory)
+    paths = sorted(directory.glob("model*.safetensors"))
+    if not paths:
+        raise AdapterError(f"{directory} holds no model*.safetensors")
+    return sum(_check_tensors(path) for path in paths)
 
 
 def check_adapter_file(directory: Path) -> int:
@@ -58,16 +101,19 @@ def check_adapter_file(directory: Path) -> int:
         AdapterError: no file, no tensors, a tensor that is empty or not finite, or a B matrix that is all zeros (an
             adapter that changes nothing).
     """
+    return _check_tensors(directory / "adapter_model.safetensors")
+
+
+def _check_tensors(path: Path) -> int:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = directory / "adapter_model.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"the saved adapter {path} cannot be read: {error}") from error
+        raise AdapterError(f"{path} cannot be read: {error}") from error
     if not tensors:
-        raise AdapterError(f"the saved adapter {path} holds no tensors")
+        raise AdapterError(f"{path} holds no tensors")
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             raise AdapterError(f"{path}: tensor {name} is empty")
@@ -79,24 +125,32 @@ def check_adapter_file(directory: Path) -> int:
 
 
 def verify_adapter(
-    directory: Path, reloaded: Any, probe: Mapping[str, torch.Tensor], expected: torch.Tensor, *, precision: Precision
+    directory: Path,
+    reloaded: Any,
+    probe: Mapping[str, torch.Tensor],
+    expected: torch.Tensor,
+    *,
+    precision: Precision,
+    method: Method = METHODS[DEFAULT_METHOD],
+    moved: int = 0,
 ) -> Verified:
-    """Compares the logits of `reloaded`, a fresh base with the adapter read from `directory`, with `expected`, those of
-    the trained model on `probe` (see `probe_logits`).
+    """Compares the logits of `reloaded`, a fresh base with the adapter read from `directory` (or all weights, read from
+    there), with `expected`, those of the trained model on `probe` (see `probe_logits`).
 
     Raises:
         AdapterError: the file is bad (`check_adapter_file`), or the logits differ by more than `TOLERANCE`.
     """
-    tensors = check_adapter_file(directory)
+    tensors = check_files(directory, method)
     found = probe_logits(reloaded, probe)
     scale, difference = expected.abs().max().item(), (found - expected).abs().max().item()
     if not difference <= TOLERANCE[precision] * max(scale, 1.0):
         raise AdapterError(
-            f"the adapter in {directory} does not reproduce the trained model: logits differ by {difference:.3g} "
+            f"what was saved in {directory} does not reproduce the trained model: logits differ by {difference:.3g} "
             f"where the largest is {scale:.3g} (allowed: {TOLERANCE[precision]:.0e} of it). Do not use it"
         )
     return Verified(
         tensors=tensors,
+        moved=moved,
         max_logit_difference=difference,
         max_logit=scale,
         tolerance=TOLERANCE[precision],
