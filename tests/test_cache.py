@@ -63,9 +63,10 @@ def test_processes_that_want_the_same_wait_for_the_first(home: Path) -> None:
     for process in running:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
-    for process in running:  # the one that makes it goes on only now, when all want it
-        process.communicate()
-    assert [process.returncode for process in running] == [0, 0, 0]
+    for process in running:  # whichever makes it goes on only now, when all want it
+        assert process.stdin
+        process.stdin.close()
+    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
     assert Path(f"{home}.log").read_text() == "made\n"
 
 
