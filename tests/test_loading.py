@@ -132,3 +132,23 @@ def test_shape(llama_base: Path) -> None:
         "vocabulary": len(base_of(llama_base).tokenizer()),
         "bytes_per_value": 4,
     }
+
+
+def test_int8_layers_do_not_warn_at_every_call(llama_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    from utils.loading import quiet_libraries
+
+    model = base_of(llama_base, quantization_bit=8, precision="fp32").load()
+    ids = torch.arange(5, 25).view(2, 10)
+    library = logging.getLogger("bitsandbytes")
+    library.addHandler(caplog.handler)
+    try:
+        library.setLevel(logging.WARNING)
+        model(input_ids=ids)
+        warned = len(caplog.records)
+        quiet_libraries()
+        model(input_ids=ids)
+        assert len(caplog.records) == warned > 0
+    finally:
+        library.removeHandler(caplog.handler)

@@ -41,6 +41,7 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "ice_text.model",
 )
 
 
