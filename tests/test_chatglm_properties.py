@@ -347,3 +347,8 @@ def test_frequencies_that_a_checkpoint_lacks_are_made(model: Any, tmp_path: Path
             if "inv_freq" in name:
                 assert loaded.state_dict()[name].float().equal(tensor), name
     assert logits(read(tmp_path, dtype=torch.float32), LONG).equal(logits(model, LONG))
+
+
+def test_a_cache_of_fixed_size_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="a cache that grows: leave cache_implementation out"):
+        generated(model, torch.tensor([row(PROMPT)]), cache_implementation="static")

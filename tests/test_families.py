@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ ANSWER = {"instruction": "把这句话翻译成英文。", "input": "你好 🌏
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, int]], Path]:
+    """A case's checkpoint, made once."""
     root = tmp_path_factory.mktemp("families")
-    return {(name, number): make_family(name, root / f"{name}-{number}", number) for name, number in CASES}
+    return cache(lambda case: make_family(case[0], root / f"{case[0]}-{case[1]}", case[1]))
 
 
 def test_every_family_that_runs_natively_is_here() -> None:
@@ -32,7 +35,7 @@ def test_every_family_that_runs_natively_is_here() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_train_save_reload_generate_merge(
-    case: tuple[str, int], bases: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: tuple[str, int], base_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import generate
     import merge
@@ -51,7 +54,15 @@ def test_train_save_reload_generate_merge(
         "--precision",
         "fp32",
     ]
-    train = ["--model_type", name, "--model_name_or_path", bases[case], "--data", tmp_path / "records.json", *settings]
+    train = [
+        "--model_type",
+        name,
+        "--model_name_or_path",
+        base_of(case),
+        "--data",
+        tmp_path / "records.json",
+        *settings,
+    ]
     train += [
         "--val_set_size",
         0,
@@ -79,11 +90,11 @@ def test_train_save_reload_generate_merge(
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_every_adapter_learns_in_all_bits_also_after_an_evaluation(
-    case: tuple[str, int], bits: int, bases: Any
+    case: tuple[str, int], bits: int, base_of: Any
 ) -> None:
     """On CPUs with AVX512-BF16 an evaluation would leave 4-bit adapters without gradients (docs/footguns.md)."""
     name, _ = case
-    base = choose(str(bases[case]), get_model(name), precision="fp32", quantization_bit=bits)
+    base = choose(str(base_of(case)), get_model(name), precision="fp32", quantization_bit=bits)
     model = attach_lora(base.load(), get_model(name).lora_target_modules, r=2, alpha=4, dropout=0.0)
     batch = batch_of(base)
     head = HeadAtTargets(model)

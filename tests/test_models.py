@@ -69,6 +69,8 @@ def empty_model(config_class: str, values: Mapping[str, Any]) -> Any:
 
     if hasattr(chatglm, config_class):
         return chatglm.ChatGLMForConditionalGeneration(chatglm.ChatGLMConfig(**values))
+    if not hasattr(transformers, config_class):
+        pytest.skip(f"transformers {transformers.__version__} has no {config_class}")
     return transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**values))
 
 

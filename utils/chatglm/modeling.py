@@ -242,6 +242,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             use_cache = self.config.use_cache
         if use_cache and past_key_values is None and not (self.gradient_checkpointing and self.training):
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and past_key_values.is_compileable:
+            raise ValueError("ChatGLM-6B decodes with a cache that grows: leave cache_implementation out")
         length = hidden_states.shape[1]
         total = length + (past_key_values.get_seq_length() if past_key_values is not None else 0)
         if attention_mask is not None:
