@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import catalog, cli, outputs, records
+from utils import catalog, cli, outputs, records, runinfo
+from utils.models import checkpoint_of, get_model
 from utils.readers import Row
 from utils.scoring import exact_match, extract_answer, language
 from utils.templates import last_answer, to_messages, without_answer
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         parts = catalog.parse_mixture(flags.data)
+        sized = None
+        if flags.size:
+            model_type = flags.model_type or runinfo.read(flags.lora_dir).model_type
+            sized = checkpoint_of(model_type, get_model(model_type), flags.size)
     except ValueError as error:
         parser.error(str(error))
     rows = [row for part in parts for row in records.read_chosen(part, seed=0)]
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = assistant.open_run(
         flags.lora_dir,
         model_type=flags.model_type,
-        base=flags.model_name_or_path,
+        base=flags.model_name_or_path or sized,
         template=flags.template,
         precision=flags.precision,
         quantization_bit=flags.quantization_bit,

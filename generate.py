@@ -80,8 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, record in enumerate(questions):
         if flags.prompts_file:
             print(f"{chr(10) if number else ''}### {to_messages(record)[-1]['content']}")
-        for piece in opened.stream(record, settings):
-            print(piece, end="", flush=True)
+        try:
+            for piece in opened.stream(record, settings):
+                print(piece, end="", flush=True)
+        except ValueError as error:
+            if isinstance(questions, list):
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)  # in the loop, the next question may fit
         print(flush=True)
     return 0
 

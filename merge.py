@@ -11,6 +11,7 @@ base + adapter, nothing is kept. What transformers, vLLM and others then load: d
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     is_gone = Path(run.base).is_absolute() and not Path(run.base).is_dir()
-    destination = flags.merged_dir or flags.lora_dir.with_name(f"{flags.lora_dir.resolve().name}_merged")
+    directory = Path(os.path.abspath(flags.lora_dir))  # "." has no name
+    destination = flags.merged_dir or directory.with_name(f"{directory.name}_merged")
 
     from utils import assistant, distributed, loading, merging
 
     loading.quiet_libraries()
     distributed.set_threads()
-    merging.require_mergeable(flags.lora_dir)
+    merging.require_mergeable(flags.lora_dir, run.method)
     merging.require_room(destination, overwrite=flags.overwrite)
     found = assistant.identify(
         flags.lora_dir,

@@ -9,7 +9,7 @@
     torchrun --nproc_per_node 4 uniform_finetune.py --model_type bloom --data alpaca-cot
     python3 uniform_finetune.py --peft_type dora                 # another method than LoRA; --help lists them
 
-Flags left out come from the model's row in utils/models.py; what they were resolved to is printed and kept in run.json.
+Flags left out come from the model's row in utils/models/rows.py; what they were resolved to is kept in run.json.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = catalog.parse_mixture(chosen.data)
         drop = hygiene.resolve(chosen.drop, chosen.keep)
         if not only_look:
-            settings.check_output(chosen.output_dir, overwrite=flags.overwrite, resume=chosen.resume_from_checkpoint)
+            kept = {"overwrite": flags.overwrite, "resume": chosen.resume_from_checkpoint}
+            settings.check_output(chosen.output_dir, chosen.model_name_or_path, **kept)
     except ValueError as error:
         parser.error(str(error))
 
@@ -124,13 +125,13 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
     started, clock, method = datetime.now(UTC), time.perf_counter(), chosen.method.method
     if method.trains_base:
         base = replace(base, precision="fp32")
-    checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint)
+    checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint, chosen.plan())
     attached, trainer = make_trainer(chosen, base, tokenizer, data, steps)
     before = verification.marks(attached.model)
     if distributed.is_main():
         if overwrite:
             runinfo.clear(chosen.output_dir)
-        (chosen.output_dir / runinfo.NAME).unlink(missing_ok=True)  # what follows is not yet a finished run
+        checkpoints.keep_plan(chosen.output_dir, chosen.plan())
     distributed.barrier()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics, trained_tokens = trainer.final_metrics(), trainer.trained_tokens
@@ -140,11 +141,12 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
     if not distributed.is_main():
         return 0
 
+    trainer.release()
     probe = batching.shortest(data.train, tokenizer.pad_token_id)
     moved = verification.require_moved(attached.model, before, method)
     expected = verification.probe_logits(attached.model, probe)
     attached.save(chosen.output_dir)
-    tokenizer.save_pretrained(chosen.output_dir)
+    base.save_tokenizer(tokenizer, chosen.output_dir)
     del trainer, attached  # the second base takes the place of the first
     gc.collect()
     reloaded = adapters.reopen(base, method, chosen.output_dir)

@@ -24,7 +24,7 @@ FAMILY = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_module
 IDS = torch.arange(10, 30).view(2, 10)
 PROBE = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 RATES = {"full": 1e-3, "adalora": 0.1, "prompt": 0.3, "p_tuning": 3e-2, "prefix": 0.3, "ia3": 0.1}
-VIRTUAL = [name for name, row in METHODS.items() if row.virtual_tokens]
+VIRTUAL = [name for name, row in METHODS.items() if "num_virtual_tokens" in row.options]
 
 
 @pytest.fixture(scope="module")
@@ -265,11 +265,20 @@ def test_ia3_scales_keys_values_and_the_second_layer(llama_base: Path, bloom_bas
         ({"ia3_target_modules": ["k_proj"]}, "belong together: give both or none"),
         ({"ia3_target_modules": ["wk"], "ia3_feedforward_modules": []}, "--ia3_target_modules wk: no linear layer .* It has: down_proj.*v_proj$"),
         ({"ia3_target_modules": ["k_proj"], "ia3_feedforward_modules": ["up_proj"]}, "up_proj must be among --ia3_target_modules"),
+        ({"ia3_target_modules": ["k_proj", "all-linear"], "ia3_feedforward_modules": []}, "--ia3_target_modules all-linear: no linear layer .* v_proj$"),
     ],
 )  # fmt: skip
 def test_wrong_layers_for_ia3(given: dict[str, Any], message: str, llama_base: Path) -> None:
     with pytest.raises(ValueError, match=message):
         attached(base_of(llama_base), "ia3", **given)
+
+
+@pytest.mark.parametrize("targets", [["all-linear", "q_proj"], ["q_proj", "all-linear"], ["all-linear", "all-linear"]])
+def test_all_linear_beside_another_name_is_refused(targets: list[str], llama_base: Path) -> None:
+    with pytest.raises(
+        ValueError, match="--lora_target_modules all-linear stands for every linear layer: give it alone"
+    ):
+        attached(base_of(llama_base), "lora", lora_target_modules=targets)
 
 
 def test_ia3_asks_where_it_cannot_tell() -> None:

@@ -196,9 +196,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read(none)
     for storage, file in (("bin", "pytorch_model.bin"), ("safetensors", "model.safetensors")):
         cut = write(tmp_path / storage, facts, tensors, storage) / file
-        cut.write_bytes(cut.read_bytes()[:2000])
-        with pytest.raises(ValueError, match=f"{file} is not a readable file of tensors .*: download it again$"):
-            read(tmp_path / storage)
+        for content in (
+            cut.read_bytes()[:2000],
+            b"abc",
+            b"version https://git-lfs.github.com/spec",
+            "网页 👋".encode(),
+            b"",
+        ):
+            cut.write_bytes(content)
+            begins = re.escape(repr(content[:16]))
+            whole = rf"^\S*/{file} is not a whole file of tensors \(it begins with {begins}\): download it again$"
+            with pytest.raises(ValueError, match=whole):
+                read(tmp_path / storage)
+    for value in ([torch.ones(2)], {"model": {"a": torch.ones(2)}}):
+        torch.save(value, tmp_path / "bin" / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="pytorch_model.bin is not a whole file of tensors"):
+            read(tmp_path / "bin")
     index = write(tmp_path / "shards", facts, tensors, "shards") / "pytorch_model.bin.index.json"
     (tmp_path / "shards" / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(OSError, match="pytorch_model-00002-of-00002.bin"):
@@ -222,8 +235,11 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         lambda file: file.write_bytes(pickle.dumps(Evil(), protocol=2)),
     ):
         made(tmp_path / "pytorch_model.bin")
-        with pytest.raises(ValueError, match="is not a readable file of tensors"):
+        with pytest.raises(
+            ValueError, match="model.bin asks to run code as it is read, and is refused: take a"
+        ) as caught:
             read(tmp_path)
+        assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -279,12 +295,39 @@ def configured(kind: str, **changes: Any) -> Any:
         ("qwen", {"kv_channels": 8}, "kv_channels = 8; only 16"),
         ("qwen", {"seq_length": "absent"}, "config.json has no 'seq_length'"),
         ("baichuan", {"vocab_size": "absent"}, "config.json has no 'vocab_size'"),
+        ("internlm2", {"rope_scaling": {"type": "linear"}}, "config.json has no 'factor'.*: take the file of the"),
+        ("internlm2", {"rope_scaling": "线"}, "rope_scaling = '线', where it must have a mapping: take"),
+        ("internlm2", {"rope_theta": None}, "rope_theta = None, where it must have a number above 0"),
+        ("internlm", {"rotary": "dynamic"}, "rotary = 'dynamic', where it must have a mapping"),
+        ("chatglm2", {"num_layers": "2"}, "num_layers = '2', where it must have a number above 0: take the"),
+        ("chatglm2", {"seq_length": None}, "seq_length = None, where it must"),
+        ("chatglm2", {"rope_ratio": [8]}, "rope_ratio = .8., where it must"),
+        ("moss", {"n_head": 0}, "n_head = 0, where it must"),
+        ("qwen", {"num_hidden_layers": True}, "num_hidden_layers = True, where it must"),
+        ("chatglm2", {"add_qkv_bias": None}, "^config.json: .*'attention_bias'.*: take the file of the published"),
+        ("baichuan", {"num_attention_heads": 2.5}, "^config.json: .*num_attention_heads.*: take the file of the"),
+        ("baichuan", {"hidden_size": 63}, "^config.json: .*63.*: take the file of the published checkpoint$"),
     ],
 )
 def test_what_a_class_cannot_express_is_refused(kind: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         configured(kind, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"num_layers": "2"}, {"vocab_size": None}, {"hidden_size": 30}, {"num_layers": 1.5}])
+def test_the_first_chatglms_values_are_looked_at(wrong: dict[str, Any]) -> None:
+    facts = {"model_type": "chatglm", "position_encoding_2d": True, **wrong}
+    row = row_of(facts)
+    with pytest.raises(ValueError, match=r"^config.json.*: take the file of the published checkpoint$"):
+        row.empty(row.configuration(facts))
+
+
+def test_a_class_that_cannot_be_built_is_said_in_one_line() -> None:
+    facts = {**FACTS["baichuan"], "hidden_act": "激活"}
+    row = row_of(facts)
+    with pytest.raises(ValueError, match="^config.json: KeyError '激活': take the file of the published checkpoint$"):
+        row.empty(row.configuration(facts))
 
 
 def test_positions_are_scaled_as_each_family_scales_them() -> None:

@@ -44,7 +44,7 @@ def fails(arguments: list[Any], message: str, capsys: pytest.CaptureFixture[str]
         (["--resume_from_checkpoint"], "holds no run to go on with"),
         (["--model_name_or_path", "/no/model"], "there is no model directory /no/model"),
         (["--size", "900b"], "unknown size '900b' in --size of --model_type tiny"),
-        (["--template", "chat"], "needs a tokenizer with a chat template; this one has none: use --template alpaca"),
+        (["--template", "chat"], "needs a tokenizer with a chat template; this one has none: leave --template out"),
     ],
 )  # fmt: skip
 def test_bad_input_says_what_to_do(

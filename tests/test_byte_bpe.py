@@ -146,6 +146,24 @@ def test_moss_is_codegens_byte_bpe_with_its_own_control_tokens(tmp_path: Path) -
     assert ids_of(tokenizer, "<eom>") == by_rank("<eom>", ranks, words)
 
 
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+def test_moss_without_a_file_names_it(file: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert ids_of(SLOW_TOKENIZERS["moss"].from_pretrained(str(tmp_path)), "ab") == [2]
+    for content, cause in (
+        (b"", "has an empty {}: download it again"),
+        (b"version https://", "is not whole .*: download them"),
+    ):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(ValueError, match=cause.format(file)) as caught:
+            SLOW_TOKENIZERS["moss"].from_pretrained(str(tmp_path))
+        assert str(caught.value).startswith(str(tmp_path))
+    (tmp_path / file).unlink()
+    with pytest.raises(ValueError, match=f"^{tmp_path} has no {file}: download it again$"):
+        SLOW_TOKENIZERS["moss"].from_pretrained(str(tmp_path))
+
+
 def half(token: bytes, ranks: Mapping[bytes, int]) -> int:
     """The length of the first of the two parts that `token` is joined from."""
     parts = [bytes([byte]) for byte in token]

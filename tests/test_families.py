@@ -87,6 +87,30 @@ def test_train_save_reload_generate_merge(
     assert type(model).__name__ in (MODELS[name].native or (type(model).__name__,))
 
 
+@pytest.mark.parametrize("name", ["llama", "chatglm", "chatglm3", "baichuan2", "qwen"])
+def test_in_bf16_too_what_is_read_back_is_what_was_trained(name: str, base_of: Any, tmp_path: Path) -> None:
+    """The autocast that training puts around a model would change its logits by percents."""
+    import uniform_finetune
+
+    (tmp_path / "records.json").write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8")
+    train = ["--model_type", name, "--model_name_or_path", base_of((name, 0)), "--data", tmp_path / "records.json"]
+    train += [
+        "--max_steps",
+        1,
+        "--precision",
+        "bf16",
+        "--val_set_size",
+        0,
+        "--cutoff_len",
+        1024,
+        "--learning_rate",
+        1e-2,
+    ]
+    assert uniform_finetune.main([str(word) for word in [*train, "--output_dir", tmp_path / "run"]]) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert run["verified"]["max_logit_difference"] == 0.0
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_every_adapter_learns_in_all_bits_also_after_an_evaluation(

@@ -34,6 +34,18 @@ def test_without_network_the_message_says_what_to_do(silent: None) -> None:
         assert step in message
 
 
+def test_a_local_directory_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "模型 1"
+    model.mkdir()
+    said = f"{model} does not appear to have a file named 分.bin. Checkout 'https://huggingface.co/{model}/tree/main' for available files"
+    told = f"{model} does not appear to have a file named 分.bin. Its files are not whole: download them again"
+    assert hub.advice(str(model), said) == f"cannot load {str(model)!r}: {told}"
+    assert hub.advice(str(model), said + ".") == hub.advice(str(model), said)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.advice("~/模型 1", "").endswith("Its files are not whole: download them again")
+    assert "for available files. Give a local directory to" in hub.advice("a/b", said)
+
+
 def test_a_cached_model_needs_no_network(silent: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = tmp_path / "hf" / "hub" / "models--a--b" / "snapshots" / "123"
     snapshot.mkdir(parents=True)

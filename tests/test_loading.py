@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,9 @@ def test_missing_weights_say_what_to_do(tmp_path: Path, llama_base: Path) -> Non
     for file in llama_base.iterdir():
         if "safetensors" not in file.name:
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(OSError, match="cannot load .*Give a local directory to --model_name_or_path; or name a mirror"):
+    with pytest.raises(
+        OSError, match="cannot load .*no file named model.safetensors.*Its files are not whole: download them again$"
+    ):
         base_of(tmp_path).load()
 
 
@@ -152,3 +156,36 @@ def test_int8_layers_do_not_warn_at_every_call(llama_base: Path, caplog: pytest.
         assert len(caplog.records) == warned > 0
     finally:
         library.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"has no model\.layers\.2\..* and \d+ more: weights and config.json are not of one"),
+        (
+            {"num_hidden_layers": 1},
+            r"has, and its config.json has no place for, model\.layers\.1\..*not of one checkpoint",
+        ),
+        (
+            {"intermediate_size": 48},
+            r"cannot load .*its weights cannot be read, or not as its config.json says .*download it again",
+        ),
+    ],
+)
+def test_weights_that_are_not_as_the_configuration_says_are_refused(
+    change: Any, message: str, llama_base: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(llama_base, tmp_path / "base")
+    facts = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(ValueError, match=message):
+        base_of(copy).load()
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None])
+def test_weights_that_are_no_weights_say_so(content: bytes | None, llama_base: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(llama_base, tmp_path / "base")
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ValueError, match="cannot load .*its weights cannot be read.*download it again, and whole"):
+        base_of(copy).load()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import make_origin
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 import generate
 import merge as script
-from utils import equivalence, folding, merging, runinfo
+from utils import equivalence, folding, merging, outputs, runinfo
+from utils.distributed import DTYPES
 
 
 def run_merge(*arguments: object) -> int:
@@ -126,7 +129,7 @@ def test_nothing_is_replaced_unasked(finished: Path, merged: Path, tmp_path: Pat
     copy = shutil.copytree(merged, tmp_path / "copy")
     assert run_merge("--lora_dir", finished, "--merged_dir", copy) == 1
     assert "already holds a merged checkpoint: --overwrite replaces it" in capsys.readouterr().err
-    for taken in (finished, Path(__file__)):
+    for taken in (finished, Path(__file__), Path("/")):
         assert run_merge("--lora_dir", finished, "--merged_dir", taken, "--overwrite") == 1
         assert "exists and is not a merged checkpoint: choose another" in capsys.readouterr().err
     (copy / "old.txt").write_text("old")
@@ -151,6 +154,45 @@ def test_ctrl_c_or_a_failed_proof_leaves_what_was_there(
     assert run_merge("--lora_dir", finished, "--merged_dir", tmp_path / "new") in (1, 130)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     assert AutoModelForCausalLM.from_pretrained(copy).config.model_type == "llama"
+
+
+def test_a_link_stays_a_link_and_here_has_a_name(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert run_merge("--lora_dir", finished, "--merged_dir", tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "merge.json").is_file()
+    run, here = shutil.copytree(finished, tmp_path / "run"), tmp_path / "here"
+    here.mkdir()
+    for folder, flags in ((run, ["--lora_dir", "."]), (here, ["--lora_dir", run, "--merged_dir", "."])):
+        monkeypatch.chdir(folder)
+        assert run_merge(*flags) == 0, capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "link", "run", "run_merged", "here"}
+    assert (tmp_path / "here" / "model.safetensors").is_file()
+
+
+def test_what_a_killed_merge_moved_aside_is_back_before_anything_is_replaced(
+    finished: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aside = outputs._beside(tmp_path / "out", os.getpid(), ".old")
+    shutil.copytree(merged, aside)
+    assert run_merge("--lora_dir", finished, "--merged_dir", tmp_path / "out") == 1
+    assert "already holds a merged checkpoint: --overwrite replaces it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("trace", ["adapter_config.json", "training_log.jsonl", "checkpoint-7"])
+def test_a_run_that_was_trained_into_a_merged_directory_is_not_replaced(
+    trace: str, merged: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(merged, tmp_path / "copy")
+    merging.require_room(copy, overwrite=True)
+    (copy / trace).write_text("{}")
+    with pytest.raises(ValueError, match="exists and is not a merged checkpoint: choose another"):
+        merging.require_room(copy, overwrite=True)
 
 
 def test_too_little_room_is_said_before_anything_is_loaded(
@@ -243,11 +285,10 @@ def test_other_logits_are_found_where_every_layer_and_byte_is_right(
         prove_after(origin, tmp_path / "out", harm, on_disk=False)
 
 
-def test_a_tokenizer_that_encodes_otherwise_is_found(
-    origin: merging.Origin, chat_tokenizer: Any, tmp_path: Path
-) -> None:
+def test_a_tokenizer_that_encodes_otherwise_is_found(origin: merging.Origin, tmp_path: Path) -> None:
     prompts = equivalence.probe_prompts(origin.template, origin.tokenizer)
     origin.tokenizer.save_pretrained(tmp_path / "same")
+    origin.base.config().save_pretrained(tmp_path / "same")
     merging.require_same_prompts(tmp_path / "same", origin, prompts)
     with pytest.raises(merging.MergeError, match="the saved tokenizer encodes 'Name three fruits"):
         merging.require_same_prompts(tmp_path / "same", origin, [[*prompts[0], 1], *prompts[1:]])
@@ -260,6 +301,58 @@ def test_divergence_by_hand() -> None:
     assert measured.max_kl == pytest.approx(float(p[0] * 2 - p[1] * 2), rel=1e-5)
     assert measured.mean_kl == pytest.approx(measured.max_kl / 2)
     assert (measured.max_logit_difference, measured.max_logit, measured.argmax_agreement) == (2, 2, 0.5)
+
+
+def test_an_adapter_that_changes_nothing_is_refused_before_anything_is_written(
+    origin: merging.Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = origin.directory / "adapter_model.safetensors"
+    zeroed = {name: 0 * tensor if "lora_B" in name else tensor for name, tensor in load_file(path).items()}
+    save_file(zeroed, path, metadata={"format": "pt"})
+    monkeypatch.setattr(merging, "save", lambda *_: pytest.fail("it was written"))
+    with pytest.raises(ValueError, match=rf"the adapter in {origin.directory} changes nothing: train it longer"):
+        merging.merge(origin, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_where_config_json_names_no_precision_the_weights_do(
+    dtype: torch.dtype, shards: int, llama_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    model = AutoModelForCausalLM.from_pretrained(llama_base, dtype=dtype)
+    model.save_pretrained(base, max_shard_size="4GB" if shards == 1 else "40KB")
+    assert (base / "model.safetensors").is_file() == (shards == 1)
+    AutoTokenizer.from_pretrained(llama_base).save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    assert config.pop("dtype")
+    (base / "config.json").write_text(json.dumps(config))
+    origin = make_origin(base, tmp_path / "run")
+    assert DTYPES[merging.storage(origin.base, None).precision] == dtype
+    for path in base.glob("*.safetensors"):
+        path.write_bytes(b"")
+    assert merging.own_precision(origin.base) is None
+    assert merging.storage(origin.base, None).precision == "bf16"
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_precision_of_a_checkpoint_that_is_read_as_another_class(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base: Any = SimpleNamespace(facts=lambda: {key: "float16"}, config=lambda: LlamaConfig())
+    assert merging.own_precision(base) == "fp16"
+
+
+def test_weights_that_lose_precision_are_said_to(origin: merging.Origin, tmp_path: Path) -> None:
+    said = {}
+    for precision in ("fp32", "fp16", "bf16"):
+        facts = merging.merge(origin, tmp_path / precision, precision=precision)
+        said[precision] = [line for line in merging.result_lines(facts, tmp_path) if "stored in" in line]
+    assert said["fp32"] == []
+    assert said["bf16"] == ["stored in bf16, the base's own is fp32: rounding it is in none of the figures"]
+    assert said["fp16"]
+    unknown = merging.result_lines(facts | {"own_precision": None}, tmp_path)
+    assert "stored in bf16, the base's own is unknown: rounding it is in none of the figures" in unknown
+    assert not any("stored in" in line for line in merging.result_lines(facts | {"own_precision": "bf16"}, tmp_path))
 
 
 def test_a_sampling_temperature_without_sampling_can_be_saved(origin: merging.Origin, tmp_path: Path) -> None:

@@ -68,8 +68,10 @@ def test_virtual_tokens_cannot_merge_and_the_error_says_how_to_serve_them(
 
 
 def test_a_directory_without_an_adapter_has_nothing_to_merge(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no adapter, so there is nothing to merge"):
-        require_mergeable(tmp_path)
+    with pytest.raises(ValueError, match="holds no adapter, so there is nothing to merge: a run that trained all"):
+        require_mergeable(tmp_path, "full")
+    with pytest.raises(ValueError, match=r"has no adapter_config.json, and was trained with dora: copy the run"):
+        require_mergeable(tmp_path, "dora")
 
 
 @pytest.mark.parametrize(("method", "precision"), [("lora", "bf16"), ("dora", "fp16"), ("ia3", "bf16")])

@@ -13,6 +13,7 @@ from sentencepiece_models import train_chatglm
 from utils.catalog import parse_mixture
 from utils.dataset import build
 from utils.encode import Encoder, encode_prompt, encode_rows, stop_ids
+from utils.hygiene import resolve
 from utils.proof import IGNORED
 from utils.readers import Row, to_rows
 from utils.templates import get_template
@@ -104,6 +105,22 @@ def test_a_cut_prompt_keeps_the_place_of_the_answer(glm: Any, cutoff: int) -> No
         assert encoded[0].input_ids[at - 1] == gmask
     else:
         assert list(dropped) == [f"longer than --cutoff_len {cutoff} even without its prompt"]
+
+
+def test_rows_of_one_dialogue_are_no_near_duplicates_of_each_other(glm: Any, tmp_path: Path) -> None:
+    turns = [
+        {"role": role, "content": f"{role} {i}: {'一二三四五六七八九'[i]} words that differ {i * 7919}"}
+        for i in range(9)
+        for role in ("user", "assistant")
+    ]
+    path = tmp_path / "talk.jsonl"
+    same = {"conversation": turns[:-2] + [{**turns[-2], "content": turns[-2]["content"] + "."}, turns[-1]]}
+    path.write_text("\n".join(json.dumps(each) for each in ({"conversation": turns}, same)), encoding="utf-8")
+    drop = resolve(["near_duplicate"])
+    data = build(
+        parse_mixture([str(path)]), TEMPLATE, glm, cutoff_len=4096, truncation="drop", val_set_size=0, seed=0, drop=drop
+    )
+    assert [int(row.origin.rpartition(" ")[2]) for row in data.train] == [1] * 9, "the second dialogue goes, and whole"
 
 
 def test_the_ledger_and_the_split_know_that_rows_are_of_one_dialogue(glm: Any, tmp_path: Path) -> None:

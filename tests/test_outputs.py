@@ -1,10 +1,13 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from utils.outputs import atomic, require_ending, write_records
+from utils.outputs import atomic, atomic_directory, recover, require_ending, write_records
 
 ROWS = [{"a": "你好 🌏\n"}, {"a": ""}]
 
@@ -47,3 +50,107 @@ def test_the_ending_is_checked() -> None:
     require_ending(Path("a.jsonl"))
     with pytest.raises(ValueError, match=r"a.csv: the ending '.csv' is not one of .json, .jsonl"):
         require_ending(Path("a.csv"))
+
+
+def put(path: Path, text: str, error: type[BaseException] | None = None) -> None:
+    with atomic_directory(path) as folder:
+        (folder / "a").write_text(text, encoding="utf-8")
+        if error:
+            raise error
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+
+def test_a_directory_takes_its_place_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "目录 🌏"
+    put(path, "你好")
+    assert contents(path) == {"a": "你好"}
+    (path / "old").write_text("")
+    put(path, "")
+    assert contents(path) == {"a": ""}
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            put(path, "half", error)
+    assert contents(path) == {"a": ""}
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_a_stop_between_the_two_renames_puts_the_old_one_back(
+    error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "a", "old")
+    rename = Path.rename
+
+    def stop(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        put(tmp_path / "a", "new")
+    assert os.listdir(tmp_path) == ["a"]
+    assert contents(tmp_path / "a") == {"a": "old"}
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    put(tmp_path / "disk" / "real", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    put(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "disk" / "real") == {"a": "new"}
+    assert os.listdir(tmp_path / "disk") == ["real"]
+
+
+def test_the_working_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    put(Path("."), "x")
+    assert contents(tmp_path / "here") == {"a": "x"}
+
+
+def killed_while_writing(path: Path, *, after_rename: bool) -> None:
+    """Another process that is killed in the block, or between the two renames."""
+    script = (
+        "import os, sys; from pathlib import Path; from utils.outputs import atomic_directory\n"
+        "def die(*_): os.kill(os.getpid(), 9)\n"
+        "with atomic_directory(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'a').write_text('half')\n"
+        "    if sys.argv[2] == 'False': die()\n"
+        "    rename = Path.rename\n"
+        "    Path.rename = lambda self, to: die() if self.suffix == '.part' else rename(self, to)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path), str(after_rename)], cwd=Path(__file__).parents[1])
+    assert done.returncode == -9
+
+
+def test_what_a_killed_process_left_is_cleared_and_the_old_one_put_back(tmp_path: Path) -> None:
+    put(tmp_path / "a", "old")
+    put(tmp_path / "a.b", "another")
+    killed_while_writing(tmp_path / "a", after_rename=False)
+    assert len(os.listdir(tmp_path)) == 3
+    recover(tmp_path / "a")
+    assert contents(tmp_path / "a") == {"a": "old"}
+    killed_while_writing(tmp_path / "a", after_rename=True)
+    killed_while_writing(tmp_path / "a.b", after_rename=True)
+    assert not (tmp_path / "a").exists()
+    recover(tmp_path / "a")
+    assert contents(tmp_path / "a") == {"a": "old"}
+    assert not (tmp_path / "a.b").exists(), "it is another's to recover"
+    put(tmp_path / "a.b", "new")
+    assert sorted(os.listdir(tmp_path)) == ["a", "a.b"]
+
+
+def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "a") as folder:
+        mine = folder.name.rpartition("-")[0]
+        other = folder.with_name(f"{mine}-{os.getppid()}.part")
+        elsewhere = folder.with_name(".a.another-host-99999999.part")
+        for path in (other, elsewhere):
+            path.mkdir()
+    recover(tmp_path / "a")
+    assert other.is_dir()
+    assert elsewhere.is_dir()

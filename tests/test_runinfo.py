@@ -82,13 +82,25 @@ def test_runs_are_found_by_family_and_data_newest_first(tmp_path: Path, monkeypa
     assert runinfo.find("llama", ["belle"]) == []
 
 
+def test_a_run_is_found_before_its_merged_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    newer = make_run(started="2026-02-01T00:00:00+00:00")
+    for name, run in (("a", make_run()), ("a_merged", make_run()), ("z_merged", newer)):
+        (tmp_path / "saved_models" / name).mkdir(parents=True)
+        runinfo.write(run, tmp_path / "saved_models" / name)
+        if name != "a":
+            (tmp_path / "saved_models" / name / "merge.json").write_text("{}")
+    found = runinfo.find("llama", ["alpaca-cot"])
+    assert [path.name for path in found] == ["z_merged", "a", "a_merged"]
+
+
 def test_the_default_directory() -> None:
     assert runinfo.default_directory("a/llama-7b-hf/", "alpaca-cot") == Path("saved_models/llama-7b-hf_alpaca-cot")
 
 
 def test_only_what_a_run_wrote_is_deleted(tmp_path: Path) -> None:
     runinfo.clear(tmp_path / "none")
-    for name in ("thesis.txt", "run.json", "training_log.jsonl", "loss.png"):
+    for name in ("thesis.txt", "run.json", "training_log.jsonl", "loss.png", "merge.json"):
         (tmp_path / name).write_text("x")
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "optimizer.pt").write_text("x")

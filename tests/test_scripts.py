@@ -130,6 +130,29 @@ def test_evaluate_reads_answers_and_compares_with_the_base(
     assert entries[0]["base"].keys() == {"text", "answer"}
 
 
+def test_evaluate_looks_a_size_up_as_generate_does(
+    finished: Path, records_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from utils import assistant
+
+    records_file.write_text('[{"instruction": "几？👋", "output": "答案是3。"}]', encoding="utf-8")
+    common = ["--lora_dir", str(finished), "--data", str(records_file)]
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([*common, "--size", "banana"])
+    assert exit_.value.code == 2
+    assert "unknown size 'banana' in --size of --model_type llama" in capsys.readouterr().err
+    bases = []
+
+    def stop(_: Path, *, base: str | None, **__: Any) -> None:
+        bases.append(base)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(assistant, "open_run", stop)
+    for more in ([], ["--size", "13b"], ["--size", "13b", "--model_name_or_path", "mine"]):
+        assert evaluate.main([*common, *more]) == 1
+    assert bases == [None, "huggyllama/llama-13b", "mine"]
+
+
 def losses(run: Path) -> list[float]:
     entries = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
     return [entry["loss"] for entry in entries if "loss" in entry]

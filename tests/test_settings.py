@@ -123,7 +123,7 @@ def test_auto_needs_a_model() -> None:
 
 def test_an_output_directory_that_must_not_be_lost(tmp_path: Path) -> None:
     def check(**options: Any) -> None:
-        check_output(tmp_path / "run", **{"overwrite": False, "resume": None, **options})
+        check_output(tmp_path / "run", "a/b", **{"overwrite": False, "resume": None, **options})
 
     check()
     with pytest.raises(ValueError, match="holds no run to go on with"):
@@ -144,3 +144,12 @@ def test_an_output_directory_that_must_not_be_lost(tmp_path: Path) -> None:
     check(resume="")
     with pytest.raises(ValueError, match="choose one of them"):
         check(overwrite=True, resume="")
+
+
+@pytest.mark.parametrize("inside", [".", "checkpoint-5"])
+def test_the_base_is_never_overwritten(inside: str, tmp_path: Path) -> None:
+    base = tmp_path / "merged" / inside
+    base.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "merged" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="--overwrite would delete the base .*choose another directory"):
+        check_output(tmp_path / "merged", str(base), overwrite=True, resume=None)

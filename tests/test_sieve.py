@@ -37,7 +37,7 @@ def sieved(
     parts: list[Rows], drop: frozenset[str], texts: Any = None, repeats: Any = None
 ) -> tuple[list[list[bool]], list[Account]]:
     _, accounts = Ledger.of([str(i) for i in range(len(parts))])
-    alive = sieve(parts, accounts, drop, repeats=repeats or [1] * len(parts), texts=texts)
+    alive = sieve(parts, accounts, drop, repeats=repeats or [1] * len(parts), texts=lambda i: enumerate(texts(i)))
     for part, account, mine in zip(parts, accounts, alive, strict=True):
         assert len(part) == account.dropped.total() + mine.sum(), "every row is somewhere"
     return [mine.tolist() for mine in alive], accounts

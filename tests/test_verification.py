@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import make_origin
 
-from utils.adapters import attach_lora, load_adapter
+from utils.adapters import attach_lora, load_adapter, reopen
 from utils.loading import choose
 from utils.methods import METHODS
 from utils.models import get_model
@@ -100,6 +101,77 @@ def test_missing_and_cut_files(trained: Any, damage: Any) -> None:
     damage(trained[1] / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match="cannot be read"):
         check_adapter_file(trained[1])
+
+
+def renamed(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("model.layers", "model.层🙂"): tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors: {}, r"lacks 28 of the adapter's 28 tensors, .*down_proj.lora_A.weight and 27 more: .* again"),
+        (lambda tensors: {n: t for n, t in tensors.items() if "1.mlp.down_proj.lora_B" not in n}, r"lacks 1 of the adapter's 28 tensors, base_model.model.model.layers.1.mlp.down_proj.lora_B.weight: "),
+        (renamed, r"lacks 28 of the adapter's 28 tensors, "),
+        (lambda tensors: tensors | renamed(tensors), r"has 28 tensors that no part of the adapter takes, .*层🙂.* and 27 more: "),
+        (lambda tensors: one(tensors, "lora_B", lambda t: t[:, :1].contiguous()), "does not fit its base: size mismatch for .*lora_B"),
+    ],
+)  # fmt: skip
+def test_tensors_of_another_adapter_do_not_load(trained: Any, edit: Any, message: str, llama_base: Path) -> None:
+    change(trained[1], edit)
+    with pytest.raises(ValueError, match=f"adapter_model.safetensors {message}") as error:
+        fresh(llama_base, trained[1])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_config.json", None, "cannot be read: .*No such file"),
+        ("adapter_config.json", "{", "is not the JSON of an adapter: Expecting property name"),
+        ("adapter_config.json", "", "is not the JSON of an adapter: Expecting value"),
+        ("adapter_config.json", "\udcff", "is not the JSON of an adapter: 'utf-8' codec"),
+        ("adapter_config.json", '["你好 👋"]', "names no method of peft"),
+        ("adapter_config.json", '{"peft_type": "MAGIC"}', "names no method of peft"),
+        ("adapter_model.safetensors", None, "cannot be read: .*No such file"),
+        ("adapter_model.safetensors", "x" * 100, "cannot be read: "),
+        ("adapter_model.safetensors", "", "cannot be read: "),
+    ],
+)
+def test_a_directory_that_is_not_whole(
+    trained: Any, name: str, content: str | None, message: str, llama_base: Path
+) -> None:
+    path = trained[1] / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(
+        ValueError, match=f"{name} {message}.*: copy the run's directory again, or train again"
+    ) as error:
+        fresh(llama_base, trained[1])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"full"}))
+def test_the_files_are_looked_at_before_the_base_is_loaded(method: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="adapter_config.json cannot be read"):
+        reopen(None, METHODS[method], tmp_path)
+
+
+def test_virtual_tokens_and_saved_embeddings(llama_base: Path, tmp_path: Path) -> None:
+    origin = make_origin(llama_base, tmp_path / "prompt", method="prompt")
+    change(origin.directory, lambda tensors: {"foreign": tensors["prompt_embeddings"]})
+    with pytest.raises(ValueError, match="lacks the tensor prompt_embeddings: "):
+        load_adapter(origin.base.load(), origin.directory)
+    change(origin.directory, lambda tensors: {"prompt_embeddings": tensors["foreign"][:2]})
+    with pytest.raises(ValueError, match="does not fit its base: size mismatch"):
+        load_adapter(origin.base.load(), origin.directory)
+    origin = make_origin(llama_base, tmp_path / "lora")
+    model = load_adapter(origin.base.load(), origin.directory)
+    expected = probe_logits(model, PROBE)
+    model.save_pretrained(tmp_path / "embeddings", save_embedding_layers=True)
+    assert check_adapter_file(tmp_path / "embeddings") == 30, "the embeddings and the head are there, too"
+    assert torch.equal(probe_logits(load_adapter(origin.base.load(), tmp_path / "embeddings"), PROBE), expected)
 
 
 def test_what_must_move_is_named_if_it_did_not(trained: Any) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import quantised
+from utils import adapter_files, quantised
 from utils.methods import Choice, Method
-from utils.targets import check_targets, ia3_layers, matching
+from utils.targets import cache_shape, check_targets, ia3_layers, matching
 from utils.targets import linear_names as linear_names  # the names that --lora_target_modules takes
 
 STATE = "method_state.safetensors"
@@ -103,6 +103,17 @@ class PTuning(Attached):
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         self.model.prompt_encoder.load_state_dict(state)
+
+
+class Prefix(Attached):
+    """Prefix tuning trains keys and values, in the shape in which the model caches its own."""
+
+    @classmethod
+    def fields(cls, model: Any, options: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
+        if "num_key_value_heads" in model.config.get_text_config().to_dict():
+            return {}  # peft reads it there
+        layers, heads, width = cache_shape(model)
+        return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}
 
 
 class LoraPlus(Attached):
@@ -222,7 +233,7 @@ class Pissa(Attached):
             pair, side = ([tensor.cpu(), start], 0) if "lora_A" in name else ([tensor.cpu(), -start], 1)
             joined[name] = torch.cat(pair, dim=side).contiguous()
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(joined, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(joined, directory / adapter_files.WEIGHTS, metadata={"format": "pt"})
         config = copy.deepcopy(self.model.peft_config["default"])
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
         config.init_lora_weights, config.inference_mode = True, True
@@ -262,7 +273,8 @@ class Full(Attached):
 
 
 _KINDS: Mapping[str, type[Attached]] = {
-    "adalora": AdaLora, "loraplus": LoraPlus, "pissa": Pissa, "ia3": Ia3, "p_tuning": PTuning, "full": Full,
+    "adalora": AdaLora, "loraplus": LoraPlus, "pissa": Pissa, "ia3": Ia3, "p_tuning": PTuning, "prefix": Prefix,
+    "full": Full,
 }  # fmt: skip
 
 
@@ -275,9 +287,11 @@ def attach(model: Any, choice: Choice, *, total_steps: int) -> Attached:
         total_steps: optimizer steps of the run.
 
     Raises:
-        ValueError: a layer named in an option that the model does not have, or that the method cannot take.
+        ValueError: a layer named in an option that the model does not have, or that the method cannot take; more
+            virtual tokens than the model's positions leave room for.
     """
     kind = _KINDS.get(choice.name, Attached)
+    _check_virtual_tokens(model, choice.options.get("num_virtual_tokens", 0))
     quantised.keep_8bit_scales(model)
     prepared = kind.prepare(model, choice, total_steps)
     quantised.keep_dtypes(prepared)
@@ -300,18 +314,32 @@ def reopen(base: Any, method: Method, directory: Path) -> Any:
 
     Args:
         base: the `loading.Base` that it was trained on; of a run that holds all weights, how they are to be loaded.
+
+    Raises:
+        ValueError: the run's files are not whole, or not for this base.
+        OSError: the base cannot be had.
     """
     if method.trains_base:
         return replace(base, name=str(directory), revision=None).load().eval()
+    adapter_files.tensor_names(directory)  # a missing file is found before the minutes that a base takes
     return load_adapter(base.load(), directory)
 
 
 def load_adapter(model: Any, directory: Path) -> Any:
-    """`model` with the adapter in `directory`, for inference."""
-    from peft import PeftModel
+    """`model` with the adapter in `directory`, for inference.
 
+    Raises:
+        ValueError: a file is missing or broken, or its tensors are not all those of this adapter in this model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    names = adapter_files.tensor_names(directory)
     quantised.keep_8bit_scales(model)
-    adapted = PeftModel.from_pretrained(model, str(directory)).eval()
+    with adapter_files.reading(directory, names):
+        adapted = PeftModel.from_pretrained(model, str(directory)).eval()
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    # An adapter may bring embeddings of its base.
+    adapter_files.require_tensors(directory, names, expected, allowed=set(adapted.state_dict()))
     quantised.keep_dtypes(adapted)
     _tell_marks(adapted)
     return adapted
@@ -323,6 +351,22 @@ def virtual_tokens(model: Any) -> int:
     return max((getattr(config, "num_virtual_tokens", 0) or 0 for config in configs.values()), default=0)
 
 
+def context_length(model: Any) -> int | None:
+    """Positions the model has, virtual tokens' included; None where its configuration does not say (ALiBi has no
+    limit)."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _check_virtual_tokens(model: Any, number: int) -> None:
+    positions = context_length(model)
+    if positions is not None and number >= positions:
+        raise ValueError(
+            f"--num_virtual_tokens {number}: the model has {positions} positions, and virtual tokens must leave some "
+            "to the prompt and its answer: lower --num_virtual_tokens"
+        )
+
+
+@torch.no_grad()
 def _tell_marks(model: Any) -> None:
     """Behind virtual tokens a base gets embeddings instead of ids. One that finds the end of its prompt in the ids
     (prefix attention; `marks`, counted from the end of a row) is told."""

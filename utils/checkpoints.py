@@ -6,10 +6,12 @@ Knows: the folders that Trainer writes (`trainer_state.json` comes last). Does n
 from __future__ import annotations
 
 import errno
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils import preflight
 
@@ -20,11 +22,36 @@ def newest(directory: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def to_resume(directory: Path, wish: str | None) -> Path | None:
+PLAN = "plan.json"
+"""What the checkpoints of a run's directory are of."""
+
+
+def keep_plan(directory: Path, plan: Mapping[str, Any]) -> None:
+    """Writes down what the checkpoints that will come are of."""
+    (directory / PLAN).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_same_plan(checkpoint: Path, plan: Mapping[str, Any]) -> None:
+    file = checkpoint.parent / PLAN
+    if not file.is_file():
+        return
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    for name in [*kept, *(name for name in plan if name not in kept)]:
+        if kept.get(name) != plan.get(name):
+            raise ValueError(
+                f"--resume_from_checkpoint {checkpoint}: it was trained with --{name} {kept.get(name)}, now it is "
+                f"{plan.get(name)}: give the same, or another --output_dir"
+            )
+
+
+def to_resume(directory: Path, wish: str | None, plan: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from: None for no `wish`, the newest of `directory` for an empty one, else the one named.
 
+    Args:
+        plan: flag → value of all that must be as it was.
+
     Raises:
-        ValueError: there is none, or it is not whole.
+        ValueError: there is none, it is not whole, or it is of another plan.
     """
     if wish is None:
         return None
@@ -33,6 +60,7 @@ def to_resume(directory: Path, wish: str | None) -> Path | None:
         raise ValueError(f"--resume_from_checkpoint: {directory} holds no whole checkpoint; --overwrite starts anew")
     if not _is_whole(checkpoint):
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: no trainer_state.json, so not a whole checkpoint")
+    _require_same_plan(checkpoint, plan)
     return checkpoint
 
 

@@ -96,10 +96,10 @@ def build(
     return data
 
 
-def _texts(part: catalog.Part, seed: int, encoder: Encoder) -> Iterator[str]:
-    """What each encoded row of a part says."""
-    for row in records.read_chosen(part, seed):
-        yield from (hygiene.text_of(each.record) for each in encoder.examples(row))
+def _texts(part: catalog.Part, seed: int, encoder: Encoder) -> Iterator[tuple[int, str]]:
+    """For each encoded row of a part, the number of its record and what that says."""
+    for number, row in enumerate(records.read_chosen(part, seed)):
+        yield from [(number, hygiene.text_of(row.record))] * len(encoder.examples(row))
 
 
 def _divided(

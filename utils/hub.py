@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import http.client
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -56,7 +57,11 @@ def require_reachable(name: str) -> bool:
 
 
 def advice(name: str, reason: str) -> str:
-    """The message for a model that cannot be loaded: the reason, and what can be done."""
+    """The message for a model that cannot be loaded: the reason, and what can be done. Of a local directory, no hub
+    knows more: what transformers says of the hub's files is left out of the reason."""
+    if Path(name).expanduser().is_dir():
+        reason = re.sub(r"\.?\s*Checkout '.*' for available files", "", reason).rstrip(".")
+        return f"cannot load {name!r}: {reason}. Its files are not whole: download them again"
     return (
         f"cannot load {name!r}: {reason}. Give a local directory to --model_name_or_path; or name a mirror with "
         "HF_ENDPOINT=https://…; or, if the model is private or gated, log in with `hf auth login` or set HF_TOKEN"

@@ -44,12 +44,12 @@ def _hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # what transformers raises for a missing, private or gated model, and for a broken one
-        reason = gone(name) or str(error).split("\n")[0].strip().rstrip(".")
+        reason = gone(name) or _first_line(error)
         raise OSError(hub.advice(name, reason)) from error
     except ValueError as error:
         if "trust_remote_code" not in str(error) and "does not recognize" not in str(error):
             raise
-        first = str(error).split("\n")[0].strip().rstrip(".")
+        first = _first_line(error)
         raise ValueError(
             f"cannot load {name!r}: {first}. transformers has no class for it; --trust_remote_code with --revision "
             "COMMIT runs the code that its repository brings, if you have read and trust it"
@@ -98,32 +98,47 @@ class Base:
         saved: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         origin = self._origin() if directory is None else saved
         architecture = self._architecture(self.facts())
+        self._check_family(self.config(), architecture)
         from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
         with _hub_errors(name):
             declared = get_tokenizer_config(name, **origin)
             blank = {role: token for role, token in self.spec.control_tokens.items() if declared.get(role) == ""}
-            made = self._tokenizer_class(name, architecture, declared.get("tokenizer_class"))
+            made = self._tokenizer_class(architecture, declared.get("tokenizer_class"))
             tokenizer = made.from_pretrained(name, **origin, **blank)
-            of_base = declared if directory is None else get_tokenizer_config(self.name, **self._origin())
-        # transformers 5 no longer puts BOS before a LLaMA text unless the configuration says so; most do not. What the
-        # base's says is lost when its tokenizer is saved with a run.
+            of_base = get_tokenizer_config(self.name, **self._origin()) if directory else {}
+        # transformers 5 no longer puts BOS before a LLaMA text unless the configuration says so; most do not.
         if self.spec.begins_with_bos:
-            tokenizer.add_bos_token = of_base.get("add_bos_token", True)
+            tokenizer.add_bos_token = {"add_bos_token": True, **of_base, **declared}["add_bos_token"]
         if self.spec.pad_token != "own" or tokenizer.pad_token is None:
             source = "eos" if self.spec.pad_token == "own" else self.spec.pad_token
             tokenizer.pad_token = getattr(tokenizer, f"{source}_token") or tokenizer.eos_token
         return tokenizer
 
-    def _tokenizer_class(self, name: str, architecture: Architecture | None, declared: str | None) -> Any:
-        """What loads the tokenizer `name`: ours, where transformers has none, or one that gives other ids: its
+    def save_tokenizer(self, tokenizer: Any, directory: Path) -> None:
+        """Writes the files of `tokenizer()`'s, and what transformers leaves out of them: whether BOS comes first."""
+        tokenizer.save_pretrained(directory)
+        file = directory / "tokenizer_config.json"
+        declared = json.loads(file.read_text(encoding="utf-8"))
+        if self.spec.begins_with_bos and "add_bos_token" not in declared:
+            text = json.dumps({**declared, "add_bos_token": tokenizer.add_bos_token}, indent=2, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+
+    def _tokenizer_class(self, architecture: Architecture | None, declared: str | None) -> Any:
+        """What loads the tokenizer: ours, where transformers has none, or one that gives other ids: its
         LlamaTokenizer reads a text's leading blanks otherwise than SentencePiece, with which LLaMA was trained
         (docs/footguns.md)."""
+        import transformers
+
         from utils import chatglm, slow_tokenizers
 
         own = {"chatglm": chatglm.ChatGLMTokenizer, **slow_tokenizers.SLOW_TOKENIZERS}
         if architecture and architecture.tokenizer:
             return own[architecture.tokenizer]
+        # A converted checkpoint that was merged, or trained whole, is a Llama or GLM by now; its tokenizer is not.
+        saved = {getattr(getattr(made, "exact", made), "__name__", ""): made for made in own.values()}
+        if declared and declared in saved and not hasattr(transformers, declared):
+            return saved[declared]
         is_llama = (declared or "").lower().removesuffix("fast") == "llamatokenizer"
         return own["llama"] if is_llama else _respelled(declared)
 
@@ -136,7 +151,7 @@ class Base:
         self._check_family(config, architecture)
         with torch.device("meta"), _hub_errors(self.name):
             if architecture:
-                return architecture.native_class()(config)
+                return architecture.empty(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
 
     def _check_family(self, config: Any, architecture: Architecture | None) -> None:
@@ -179,11 +194,13 @@ class Base:
             **({"quantization_config": quantization} if quantization else {}),
         }
         model: Any
-        with _hub_errors(self.name):
+        with _hub_errors(self.name), _broken_files(self.name):
             if architecture:
                 model = architectures.load(architecture, self.name, facts, origin, **options)
             else:
-                model = AutoModelForCausalLM.from_pretrained(self.name, **origin, **options)
+                load: Any = AutoModelForCausalLM.from_pretrained
+                model, report = load(self.name, output_loading_info=True, **origin, **options)
+                _require_complete(self.name, report)
         if not quantization:
             model.to(self.device)
         _keep_4bit_unpacked(model)
@@ -200,6 +217,44 @@ class Base:
             "trust_remote_code": self.trust_remote_code,
             **({"local_files_only": True} if only_cached else {}),
         }
+
+
+@contextmanager
+def _broken_files(name: str) -> Iterator[None]:
+    """Turns what the readers of weights raise into a sentence; of memory that ran out they say enough themselves."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"cannot load {name!r}: its weights cannot be read, or not as its config.json says "
+            f"({_first_line(error)}): download it again, and whole"
+        ) from error
+
+
+# Buffers of older versions, which are computed today.
+_DERIVED = ("inv_freq", "masked_bias", "attn.bias", "attention.bias")
+
+
+def _require_complete(name: str, report: dict[str, Any]) -> None:
+    """`ValueError` for a checkpoint with tensors too few or too many for its configuration: transformers would fill the
+    former with random numbers, and leave out the latter, with a warning."""
+    spare = [key for key in report["unexpected_keys"] if not key.endswith(_DERIVED)]
+    for keys, what in ((report["missing_keys"], "has no"), (spare, "has, and its config.json has no place for,")):
+        if keys:
+            shown = ", ".join(sorted(map(str, keys))[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise ValueError(
+                f"{name} {what} {shown}: weights and config.json are not of one checkpoint, or a file is missing"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].strip().rstrip(".:")
 
 
 def _respelled(declared: str | None) -> Any:

@@ -12,32 +12,33 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from utils import adapters, distributed, equivalence, folding, preflight, runinfo
+from utils import adapters, distributed, equivalence, folding, outputs, preflight, runinfo
 from utils.distributed import DTYPES, Precision
 from utils.encode import encode_prompt
 from utils.equivalence import Divergence
 from utils.loading import Base
+from utils.methods import get_method
 from utils.templates import Template
 
-NAME = "merge.json"
+NAME = runinfo.MERGED
 FORMAT = 1
 Into = Literal["base", "trained"]
+WEIGHTS: dict[str, str] = {"base": "the base's weights", "trained": "the dequantised weights"}
 
 # Largest logit difference as a share of the largest logit, with everything computed in fp32. In fp32 the sums are only
 # taken in another order; in 16 bits each merged weight is rounded once (docs/merging.md has what was measured).
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+HEADERS: dict[str, Precision] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # as safetensors spells them
 
 
 class MergeError(ValueError):
@@ -93,44 +94,66 @@ class Proof:
     """All of them read back to the byte."""
 
 
-def require_mergeable(directory: Path) -> None:
-    """`ValueError` if the run in `directory` has nothing that fits into a base's weights; says how to serve it."""
-    if not (directory / "adapter_config.json").is_file():
+def require_mergeable(directory: Path, trained: str) -> None:
+    """`ValueError` if the run in `directory`, with the method `trained`, has nothing that fits into a base's weights;
+    says how to serve it."""
+    if get_method(trained).trains_base:
         raise ValueError(
             f"{directory} holds no adapter, so there is nothing to merge: a run that trained all weights is a whole "
             f"checkpoint already: python3 generate.py --lora_dir {directory}"
         )
+    if not (directory / "adapter_config.json").is_file():
+        raise ValueError(f"{directory} has no adapter_config.json, and was trained with {trained}: copy the run whole")
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(str(directory))
-    if config.is_prompt_learning:
-        method = str(config.peft_type).rpartition(".")[2].lower()
+    if PeftConfig.from_pretrained(str(directory)).is_prompt_learning:
         raise ValueError(
-            f"{directory} was trained with {method}: its virtual tokens stand before a prompt and are in no layer's "
-            "weights, so they cannot be merged. Serve it unmerged: python3 generate.py --lora_dir "
-            f"{directory}, or peft's PeftModel"
+            f"{directory} was trained with {trained}: its virtual tokens stand before a prompt and are in no layer's "
+            f"weights, so they cannot be merged. Serve it unmerged: python3 generate.py --lora_dir {directory}"
         )
 
 
 def require_room(destination: Path, *, overwrite: bool) -> None:
-    """`ValueError` if something is at `destination` that must not be replaced."""
+    """`ValueError` if something is at `destination` that must not be replaced, or was, when a merge was killed."""
+    outputs.recover(destination)
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    if not (destination / NAME).is_file():
+    is_trained = any(next(destination.glob(trace), None) for trace in runinfo.TRACES if trace != runinfo.NAME)
+    if is_trained or not (destination / NAME).is_file():
         raise ValueError(f"--merged_dir {destination} exists and is not a merged checkpoint: choose another")
     if not overwrite:
         raise ValueError(f"--merged_dir {destination} already holds a merged checkpoint: --overwrite replaces it")
 
 
 def storage(base: Base, precision: Precision | None) -> Base:
-    """`base` as its merged checkpoint will be stored: unquantised, in `precision` (None: that of its own checkpoint,
-    bf16 where its configuration does not say), on CUDA where that has room and on the CPU elsewhere."""
-    declared = str(getattr(base.config().get_text_config(), "dtype", None)).removeprefix("torch.")
-    chosen = precision or PRECISIONS.get(declared, "bf16")
+    """`base` as its merged checkpoint will be stored: unquantised, in `precision` (None: `own_precision`, or bf16), on
+    CUDA where that has room and on the CPU elsewhere."""
+    chosen = precision or own_precision(base) or "bf16"
     free = distributed.free_memory()
     fits = free is not None and 1.2 * checkpoint_bytes(base, chosen) < free
-    device = base.device if fits else torch.device("cpu")
-    return replace(base, precision=chosen, quantization_bit=16, device=device)
+    return replace(base, precision=chosen, quantization_bit=16, device=base.device if fits else torch.device("cpu"))
+
+
+def own_precision(base: Base) -> Precision | None:
+    """Of the base's checkpoint: as its `config.json` says, else as its safetensors are; None where neither tells."""
+    facts = base.facts()
+    # A checkpoint that is read as another class has a new configuration, without it.
+    declared = facts.get("dtype") or facts.get("torch_dtype") or getattr(base.config().get_text_config(), "dtype", None)
+    if found := PRECISIONS.get(str(declared).removeprefix("torch.")):
+        return found
+    from transformers.utils.hub import cached_file
+
+    def local(name: str) -> str:
+        return cached_file(base.name, name, revision=base.revision, _raise_exceptions_for_missing_entries=False) or ""
+
+    try:
+        if not (path := local("model.safetensors")):
+            shards = json.loads(Path(local("model.safetensors.index.json")).read_text(encoding="utf-8"))["weight_map"]
+            path = local(min(shards.values()))
+        with safe_open(path, framework="pt") as file:
+            return HEADERS.get(file.get_slice(min(file.keys())).get_dtype())
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError):
+        return None  # what is wrong with it is said where it is loaded
 
 
 def checkpoint_bytes(base: Base, precision: Precision) -> int:
@@ -163,19 +186,19 @@ def merge(
         ValueError: the run cannot be merged, or `destination` must not be replaced.
         OSError: too little room, or the base cannot be had.
     """
-    require_mergeable(origin.directory)
+    require_mergeable(origin.directory, origin.run.method)
     require_room(destination, overwrite=overwrite)
     plain = storage(origin.base, precision)
     needed = checkpoint_bytes(plain, plain.precision) + preflight.SMALL_FILES
     preflight.require_space(destination, needed, remedy="or choose another --merged_dir")
-    with _beside(destination) as folder:
+    with outputs.atomic_directory(destination) as folder:
         merged = merge_in_memory(origin, plain, into)
         sums, model_class = save(merged, origin, plain, folder, max_shard_size), type(merged.model)
         merged = replace(merged, model=None)  # the one that is read back takes its place
         gc.collect()
         proof = prove(folder, merged, plain, model_class, sums)
         require_same_prompts(folder, origin, merged.prompts)
-        facts = _facts(origin, plain, into, merged, proof)
+        facts = _facts(origin, plain, into, merged, proof) | {"class": model_class.__name__}
         # To every script it is a run that trained all weights.
         whole = origin.run.settings | {"peft_type": "full", "quantization_bit": 16}
         runinfo.write(replace(origin.run, settings=whole), folder)
@@ -200,16 +223,14 @@ def merge_in_memory(origin: Origin, plain: Base, into: Into) -> Merged:
         from_trained[into] = equivalence.divergence(trained, logits)
     with model.disable_adapter():
         effect = equivalence.divergence(_logits(model, prompts), logits)
+    if effect.max_logit_difference == 0:
+        raise ValueError(f"the adapter in {origin.directory} changes nothing: train it longer, or serve the base")
     with equivalence.computing_in_fp32(model):
         layers = folding.adapted_layers(model)
         responses = {name: equivalence.response(layer, layer.get_base_layer()) for name, layer in layers.items()}
+    model = folding.merge_layers(model)
     return Merged(
-        model=folding.merge_layers(model),
-        prompts=prompts,
-        logits=logits,
-        responses=responses,
-        effect=effect,
-        from_trained=from_trained,
+        model=model, prompts=prompts, logits=logits, responses=responses, effect=effect, from_trained=from_trained
     )
 
 
@@ -270,8 +291,6 @@ def prove(folder: Path, merged: Merged, plain: Base, model_class: Any, sums: dic
 
 
 def _read_back(folder: Path, plain: Base, model_class: Any) -> Any:
-    from safetensors import SafetensorError
-
     try:
         model, report = model_class.from_pretrained(folder, dtype=DTYPES[plain.precision], output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -297,28 +316,10 @@ def _worst_layer(model: nn.Module, responses: dict[str, torch.Tensor], dtype: to
 
 def require_same_prompts(folder: Path, origin: Origin, prompts: Sequence[Sequence[int]]) -> None:
     """`MergeError` if the tokenizer in `folder` does not encode the probes as the run's does."""
-    reread = origin.base.tokenizer(folder)
+    reread = replace(origin.base, name=str(folder), revision=None).tokenizer()
     for question, ids in zip(equivalence.QUESTIONS, prompts, strict=True):
         if list(encode_prompt(question, origin.template, reread)) != list(ids):
             raise MergeError(f"the saved tokenizer encodes {question['instruction']!r} otherwise. Nothing was kept")
-
-
-@contextmanager
-def _beside(destination: Path) -> Iterator[Path]:
-    """A folder that takes the place of `destination` where the block ends well, and is gone where it does not."""
-    folder = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        for file in folder.iterdir():
-            file.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are their owner's alone
-        if destination.exists():
-            destination.rename(aside)
-        folder.rename(destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _facts(origin: Origin, plain: Base, into: Into, merged: Merged, proof: Proof) -> dict[str, Any]:
@@ -327,6 +328,7 @@ def _facts(origin: Origin, plain: Base, into: Into, merged: Merged, proof: Proof
         "adapter": str(origin.directory.resolve()),
         "into": into,
         "precision": plain.precision,
+        "own_precision": own_precision(origin.base),
         "proof": asdict(proof),
         "effect": merged.effect.as_dict(),
         "from_trained": {kind: figures.as_dict() for kind, figures in sorted(merged.from_trained.items())},
@@ -337,29 +339,31 @@ def _facts(origin: Origin, plain: Base, into: Into, merged: Merged, proof: Proof
 
 def result_lines(facts: dict[str, Any], destination: Path) -> list[str]:
     """What was merged and proved, and what to do next."""
-    proof = facts["proof"]
-    lines = [f"what the adapter changes: {Divergence(**facts['effect'])}"]
+    proof, stored, own = facts["proof"], facts["precision"], facts["own_precision"]
+    lines = []
+    if stored not in ("fp32", own):
+        lines = [f"stored in {stored}, the base's own is {own or 'unknown'}: rounding it is in none of the figures"]
+    lines.append(f"what the adapter changes: {Divergence(**facts['effect'])}")
     lines += [
-        f"merged into {_weights(kind)}, against what was trained: {Divergence(**figures)}"
+        f"merged into {WEIGHTS[kind]}, against what was trained: {Divergence(**figures)}"
         + (" (chosen)" if kind == facts["into"] else f" (--into {kind})")
         for kind, figures in facts["from_trained"].items()
     ]
     return [
         *lines,
         f"merged checkpoint verified: {proof['tensors']} tensors read back to the byte; {proof['layers']} layers are "
-        f"layer + adapter up to {facts['precision']} rounding",
+        f"layer + adapter up to {stored} rounding",
         f"merged against base + adapter: {Divergence(**proof['logits'])}",
         f"checkpoint: {destination}",
     ]
 
 
-def _weights(into: str) -> str:
-    return "the base's weights" if into == "base" else "the dequantised weights"
-
-
 def card(facts: dict[str, Any]) -> str:
     """The checkpoint's README.md, with the metadata that the hub reads (https://huggingface.co/docs/hub/model-cards)."""
-    run, proof = facts["run"], facts["proof"]
+    import transformers
+
+    run, proof, plain = facts["run"], facts["proof"], hasattr(transformers, facts["class"])
+    load = "Load it with `AutoModelForCausalLM.from_pretrained`" if plain else "Ask it with `generate.py --lora_dir`"
     settings = run["settings"]
     sources = "\n".join(
         f"| {source['name']} | {source['rows']:,} | {source['license'] or 'not stated'} | `{source['sha256']}` |"
@@ -375,8 +379,8 @@ tags: [alpaca-cot]
 
 # {Path(settings["model_name_or_path"]).name}, fine-tuned on {"-".join(settings["data"])}
 
-An adapter merged into {_weights(facts["into"])}, stored in {facts["precision"]}. The licence of the base goes with it.
-Load it with `AutoModelForCausalLM.from_pretrained`. The prompt must be the one it was trained with: template
+An adapter merged into {WEIGHTS[facts["into"]]}, stored in {facts["precision"]}. The licence of the base goes with it.
+{load}. The prompt must be the one it was trained with: template
 `{settings["template"]}`, sha256 `{run["template_hash"][:16]}…`. An answer ends at the token ids
 {run["stop_token_ids"]}.
 

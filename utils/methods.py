@@ -133,14 +133,10 @@ class Method:
     """What the base's weights may be loaded in."""
     not_quantized: str = ""
     """Why not in fewer bits."""
-    merges: bool = True
-    """Whether the result can be written into the base's weights."""
     trains_base: bool = False
     """The run holds all weights, not an adapter. They are loaded in fp32: an update is often smaller than what bf16
     can add to a weight."""
     gradient_checkpointing: bool = True
-    virtual_tokens: bool = False
-    """Trained positions stand before the prompt."""
 
 
 _LORA: Mapping[str, str] = MappingProxyType(
@@ -227,8 +223,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             fixed={"prompt_tuning_init": "SAMPLE_VOCAB"},
             learning_rate=100.0,
             trained="prompt_encoder",
-            merges=False,
-            virtual_tokens=True,
         ),
         # The network's weights move like a network's, so a tenth of what bare virtual tokens need.
         "p_tuning": Method(
@@ -241,8 +235,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             },
             learning_rate=10.0,
             trained="prompt_encoder",
-            merges=False,
-            virtual_tokens=True,
         ),
         "prefix": Method(
             label="prefix tuning",
@@ -251,9 +243,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             options={"num_virtual_tokens": "num_virtual_tokens"},
             learning_rate=30.0,
             trained="prompt_encoder",
-            merges=False,
             gradient_checkpointing=False,
-            virtual_tokens=True,
         ),
         # A fifteenth of 3e-4 is the 2e-5 that Stanford Alpaca trained all weights with.
         "full": Method(
@@ -263,7 +253,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             all_move=False,
             quantization_bits=(16,),
             not_quantized="every weight is trained, and 8- or 4-bit weights cannot take a small step",
-            merges=False,
             trains_base=True,
         ),
     }

@@ -1,6 +1,7 @@
-"""Files of records that are written whole or not at all.
+"""Files of records, and directories, that are written whole or not at all.
 
-Knows: writing beside the place and moving there at the end, so that an error or Ctrl-C leaves what was there before.
+Knows: writing beside the place and moving there at the end, so that an error or Ctrl-C leaves what was there before;
+and what a process that was killed has left beside it.
 Does not know what is written, or why.
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +55,66 @@ def atomic(path: Path) -> Iterator[TextIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `path` where the block ends well, and is gone where it does not. Where
+    `path` is a link, the link stays, and what it leads to is replaced."""
+    recover(path)
+    path = path.resolve()  # "." has no name
+    folder = _beside(path, os.getpid(), ".part")
+    aside = folder.with_suffix(".old")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for file in folder.iterdir():
+            file.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are their owner's alone
+        if path.exists():
+            path.rename(aside)
+        folder.rename(path)
+    finally:
+        # Ctrl-C may come between any two calls: what is on disk tells how far it went, nothing else does.
+        _settle(folder, aside, path)
+
+
+def recover(path: Path) -> None:
+    """Clears what processes of this machine that were killed in `atomic_directory(path)` have left beside `path`, and
+    puts back what one had moved aside."""
+    path = path.resolve()
+    if not path.name or not path.parent.is_dir():
+        return
+    before, _, _ = _beside(path, 0, "").name.rpartition("-")
+    for found in list(path.parent.iterdir()):
+        start, _, pid = found.stem.rpartition("-")
+        is_one = start == before and pid.isdecimal() and found.suffix in (".part", ".old")
+        if is_one and not _runs_elsewhere(int(pid)):
+            _settle(found.with_suffix(".part"), found.with_suffix(".old"), path)
+
+
+def _beside(path: Path, pid: int, suffix: str) -> Path:
+    """The machine is in the name because others may share the disk, and number their processes by themselves."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{pid}{suffix}")
+
+
+def _settle(folder: Path, aside: Path, path: Path) -> None:
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    """Whether a process other than this one has the number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from utils import distributed
+from utils import distributed, runinfo
 from utils.schedule import duration
 
 LOG_NAME = "training_log.jsonl"
@@ -65,13 +65,15 @@ class Progress(TrainerCallback):
 
 class LogFile(TrainerCallback):
     """Appends every log entry to `training_log.jsonl`; a resumed run first writes those of the checkpoint again, so
-    that the file has each step once."""
+    that the file has each step once. With the first step the directory is no longer a finished run's: not before, for
+    until then a checkpoint that cannot be gone on with must cost nothing."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / LOG_NAME
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if distributed.is_main():
+            self._path.with_name(runinfo.NAME).unlink(missing_ok=True)  # what follows is not yet a finished run
             lines = [json.dumps(entry) + "\n" for entry in state.log_history]
             self._path.write_text("".join(lines), encoding="utf-8")
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "run.json"
+MERGED = "merge.json"
+"""Beside it where the run was merged into its base (`utils.merging`)."""
 FORMAT = 1
 METHOD = "lora"
 """The method of a run that does not name it: the first ones knew no other."""
@@ -25,6 +27,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "dat
 TRACES = (NAME, "adapter_config.json", "training_log.jsonl", "checkpoint-*")
 FILES = (
     *TRACES,
+    MERGED,
     "adapter_model.safetensors",
     "config.json",
     "generation_config.json",
@@ -42,6 +45,7 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
     "ice_text.model",
+    "plan.json",
 )
 
 
@@ -131,7 +135,8 @@ def default_directory(model: str, data_name: str, method: str = METHOD) -> Path:
 
 
 def find(model_type: str, data: Sequence[str]) -> list[Path]:
-    """The finished runs below `saved_models/` of this family on this data, newest first."""
+    """The finished runs below `saved_models/` of this family on this data, newest first; a run before its merged
+    copy, which began when it did."""
     found = []
     for path in SAVED_MODELS.glob(f"*/{NAME}"):
         try:
@@ -139,8 +144,9 @@ def find(model_type: str, data: Sequence[str]) -> list[Path]:
         except ValueError:
             continue  # another version's run is not an answer; naming it with --lora_dir says why
         if run.model_type == model_type and run.data == list(data):
-            found.append((run.started, path.parent))
-    return [directory for _, directory in sorted(found, reverse=True)]
+            is_merged = (path.parent / MERGED).exists()
+            found.append((run.started, not is_merged, path.parent))
+    return [directory for *_, directory in sorted(found, reverse=True)]
 
 
 def has_run(directory: Path) -> bool:

@@ -78,6 +78,12 @@ class Settings:
         auto = not fits and self.method.method.gradient_checkpointing
         return {"on": True, "off": False, "auto": auto}[self.gradient_checkpointing]
 
+    def plan(self) -> dict[str, Any]:
+        """What a checkpoint can only be gone on with; AdaLoRA's steps follow from the length of the run."""
+        options = {name: value for name, value in self.peft_options.items() if not name.startswith("adalora_t")}
+        options.pop("adalora_delta_t", None)
+        return {"peft_type": self.peft_type, **options}
+
     def as_dict(self) -> dict[str, Any]:
         """For `run.json`: every flag under its name."""
         values = asdict(self)
@@ -234,12 +240,14 @@ def resolve(values: argparse.Namespace) -> Settings:
     return Settings(**{field.name: resolved[field.name] for field in fields(Settings)})
 
 
-def check_output(directory: Path, *, overwrite: bool, resume: str | None) -> None:
-    """`ValueError` if `directory` holds something that must not be lost, or nothing to resume.
+def check_output(directory: Path, base: str, *, overwrite: bool, resume: str | None) -> None:
+    """`ValueError` if `directory` holds something that must not be lost (the base, for one), or nothing to resume.
 
     Args:
         resume: `--resume_from_checkpoint`: None, a checkpoint, or empty for the newest of `directory`.
     """
+    if overwrite and directory.resolve() in (Path(base).resolve(), *Path(base).resolve().parents):
+        raise ValueError(f"--overwrite would delete the base {base}, which is in {directory}: choose another directory")
     if overwrite and resume is not None:
         raise ValueError("--overwrite deletes what --resume_from_checkpoint would go on with: choose one of them")
     if not directory.exists() or not any(directory.iterdir()):

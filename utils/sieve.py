@@ -35,7 +35,7 @@ def sieve(
     drop: frozenset[str],
     *,
     repeats: Sequence[int],
-    texts: Callable[[int], Iterable[str]],
+    texts: Callable[[int], Iterable[tuple[int, str]]],
 ) -> list[numpy.ndarray]:
     """For each part, which of its rows stay (bool); all others are counted in its account, by reason.
 
@@ -43,7 +43,8 @@ def sieve(
         drop: names of `hygiene.CHECKS`.
         repeats: how often each part will be repeated. Of equal rows the one in the part that is repeated most stays, or
             the first: a subset that is given again to weigh more would otherwise weigh nothing.
-        texts: reads the texts of the rows of a part again; asked only where near duplicates are dropped.
+        texts: reads a part again, the number of the record and its text for each row; asked only where near duplicates
+            are dropped. Rows of one record stay or go together.
     """
     alive = [_sound(part, account, drop) for part, account in zip(parts, accounts, strict=True)]
     if "duplicate" in drop:
@@ -99,16 +100,26 @@ def _first_of_its_kind(
     return numpy.concatenate([pieces[i] for i in range(len(parts))])
 
 
-def _unlike_the_earlier(alive: Sequence[numpy.ndarray], texts: Callable[[int], Iterable[str]]) -> numpy.ndarray:
-    """Of the living rows of all parts, which say nothing that an earlier one nearly says (bool)."""
+def _unlike_the_earlier(
+    alive: Sequence[numpy.ndarray], texts: Callable[[int], Iterable[tuple[int, str]]]
+) -> numpy.ndarray:
+    """Of the living rows of all parts, whose record says nothing that an earlier one nearly says (bool)."""
+    import numpy
+
     from utils.near_duplicates import NearDuplicates
 
-    near = NearDuplicates()
+    near, record_of_row, last = NearDuplicates(), [], (-1, -1)
     for i, mine in enumerate(alive):
-        for text, stays in zip(texts(i), mine, strict=True):
-            if stays:
+        for (record, text), stays in zip(texts(i), mine, strict=True):
+            if not stays:
+                continue
+            if (i, record) != last:
                 near.add(text)
-    return near.duplicates() < 0
+                last = (i, record)
+                record_of_row.append(record_of_row[-1] + 1 if record_of_row else 0)
+            else:
+                record_of_row.append(record_of_row[-1])
+    return (near.duplicates() < 0)[numpy.array(record_of_row, dtype=int)]
 
 
 def _take_out(stays: numpy.ndarray, alive: list[numpy.ndarray], accounts: Sequence[Account], check: str) -> None:

@@ -137,14 +137,44 @@ class MossTokenizer:
 
     @staticmethod
     def from_pretrained(name: str, **options: Any) -> Any:
-        """A fast tokenizer; `name` is a hub id or a directory, also one that it was saved to."""
+        """A fast tokenizer; `name` is a hub id or a directory, also one that it was saved to.
+
+        Raises:
+            ValueError: `vocab.json` or `merges.txt` is missing, empty or of another form.
+            OSError: the hub cannot be had.
+        """
         from transformers import CodeGenTokenizer
 
         known = {key: value for key, value in options.items() if key != "trust_remote_code"}
-        made = CodeGenTokenizer.from_pretrained(name, **{"padding_side": "left", **known})
+        _require_byte_bpe(name, known)
+        try:
+            made = CodeGenTokenizer.from_pretrained(name, **{"padding_side": "left", **known})
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers raises no other kind for a file that it cannot read
+            cause = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"{name}: vocab.json or merges.txt is not whole ({cause}): download them again") from error
         # added_tokens.json does not say which tokens are control tokens: all that it adds are.
         made.add_special_tokens({"extra_special_tokens": [str(token) for token in made.added_tokens_decoder.values()]})
         return made
+
+
+def _require_byte_bpe(name: str, options: Mapping[str, Any]) -> None:
+    """`ValueError` where a file is missing, for transformers does not say which."""
+    from transformers.utils.hub import cached_file
+
+    known = {key: value for key, value in options.items() if key in ("revision", "local_files_only")}
+
+    def path(file: str) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **known)
+
+    if path("tokenizer.json"):
+        return
+    for file in ("vocab.json", "merges.txt"):
+        if not (found := path(file)):
+            raise ValueError(f"{name} has no {file}: download it again")
+        if not Path(found).stat().st_size:
+            raise ValueError(f"{name} has an empty {file}: download it again")
 
 
 SLOW_TOKENIZERS: Mapping[str, Any] = MappingProxyType(

@@ -148,7 +148,7 @@ def write_mixture(
         accounts,
         drop,
         repeats=[part.repeat for part in parts],
-        texts=lambda i: (hygiene.text_of(row.record) for row in records.read_chosen(parts[i], seed)),
+        texts=lambda i: enumerate(hygiene.text_of(row.record) for row in records.read_chosen(parts[i], seed)),
     )
     if not numpy.concatenate(alive).any():
         raise ValueError(nothing_left(ledger.total))

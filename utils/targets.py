@@ -1,4 +1,4 @@
-"""The linear layers of a model, and which of them a method's flags name.
+"""Where a method has something to train in a model: linear layers by their names, and cached keys and values.
 
 Knows: names and shapes of layers, and what peft makes of a name. Does not know what is done to a layer.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -18,12 +19,15 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def check_targets(model: nn.Module, target_modules: Sequence[str], *, flag: str = "lora_target_modules") -> None:
-    """`ValueError` for a target that names no linear layer."""
-    if list(target_modules) == ["all-linear"] and flag == "lora_target_modules":
+    """`ValueError` for a target that names no linear layer, or `all-linear` (a target of LoRA's flag) beside others."""
+    takes_all = flag == "lora_target_modules"
+    if takes_all and list(target_modules) == ["all-linear"]:
         return
+    if takes_all and "all-linear" in target_modules:
+        raise ValueError(f"--{flag} all-linear stands for every linear layer: give it alone, or names without it")
     for target in target_modules:
-        if not matching(model, [target]):
-            every = " (or all-linear)" if flag == "lora_target_modules" else ""
+        if target == "all-linear" or not matching(model, [target]):
+            every = " (or all-linear)" if takes_all else ""
             raise ValueError(
                 f"--{flag} {target}: no linear layer of this model has that name. "
                 f"It has: {', '.join(linear_names(model))}{every}"
@@ -76,3 +80,20 @@ def matching(model: nn.Module, names: Sequence[str]) -> list[tuple[str, Any]]:
         for name, layer in _linear_layers(model)
         if any(name == target or name.endswith(f".{target}") for target in wanted)
     ]
+
+
+def cache_shape(model: Any) -> tuple[int, int, int]:
+    """(layers, heads, width of a head) of the keys and values that the model caches, seen at one token. How many heads
+    those are has no common name among configurations: Falcon-7B caches one, Falcon-40B all, and neither says so."""
+    ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    # One that looks for the end of a prompt in its ids would find none.
+    told = {"marks": torch.ones((1, 2), dtype=torch.long, device=model.device)} if hasattr(model, "marks") else {}
+    layers = getattr(getattr(model(input_ids=ids, use_cache=True, **told), "past_key_values", None), "layers", [])
+    shapes = {getattr(getattr(layer, part, None), "shape", None) for layer in layers for part in ("keys", "values")}
+    shape = shapes.pop() if len(shapes) == 1 else None
+    if shape is None:
+        raise ValueError(
+            f"--peft_type prefix: {type(model).__name__} does not keep keys and values of one shape in every layer, "
+            "which is what prefix tuning trains: choose --peft_type prompt or lora"
+        )
+    return len(layers), shape[1], shape[3]

@@ -204,7 +204,7 @@ def _render_chat(messages: Sequence[Message], tokenizer: ChatTokenizer) -> list[
     template wrote. The pieces joined must equal the template's own rendering of the real messages."""
     if not tokenizer.chat_template:
         raise ValueError(
-            "--template chat needs a tokenizer with a chat template; this one has none: use --template alpaca"
+            "--template chat needs a tokenizer with a chat template; this one has none: leave --template out"
         )
     marks = [{**message, "content": _MARK.format(i)} for i, message in enumerate(messages)]
     pieces = _MARKED.split(_apply(tokenizer, marks))

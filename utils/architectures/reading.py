@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -139,8 +138,7 @@ def load(architecture: Architecture, name: str, facts: Facts, origin: Mapping[st
     """
     config, model_class = architecture.configuration(facts), architecture.native_class()
     origin = {key: value for key, value in origin.items() if key in ("revision", "local_files_only")}
-    with torch.device("meta"):
-        empty = model_class(config)
+    empty = architecture.empty(config)
     with _opened(_files(name, origin)) as stored:
         shapes = {key: _shape(tensor) for key, tensor in stored.items()}
         wanted = check(architecture, name, empty, shapes)
@@ -184,28 +182,39 @@ def _files(name: str, origin: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def _opened(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Name → stored tensor of all files, mapped into memory, not read; pickled files may hold tensors only."""
-    from safetensors import SafetensorError, safe_open
-
     stored: dict[str, Any] = {}
     with ExitStack() as stack:
         for path in paths:
             try:
-                if path.endswith(".safetensors"):
-                    file = stack.enter_context(safe_open(path, framework="pt"))
-                    stored.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 — it is no mapping
-                else:
-                    # Files of before torch 1.6 cannot be mapped.
-                    mapped = zipfile.is_zipfile(path)
-                    stored.update(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
-            except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-                raise ValueError(
-                    f"{path} is not a readable file of tensors ({_first_line(error)}): download it again"
-                ) from error
+                stored.update(_tensors(path, stack))
+            except MemoryError:
+                raise
+            except Exception as error:  # of a dozen kinds: torch's unpickler reads whatever bytes it is given
+                raise ValueError(_refusal(path, error)) from error
         yield stored
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _tensors(path: str, stack: ExitStack) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    if path.endswith(".safetensors"):
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        return {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 — it is no mapping
+    # Files of before torch 1.6 cannot be mapped.
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise TypeError("no mapping of names to tensors")
+    return found
+
+
+def _refusal(path: str, error: Exception) -> str:
+    """Why `path` was not read, without torch's own words: they advise to switch off what keeps a pickle from running
+    code. Raises `OSError` where not even the file's beginning can be read."""
+    if "unsupported global" in str(error).lower():
+        return f"{path} asks to run code as it is read, and is refused: take a repository that has safetensors"
+    with open(path, "rb") as file:
+        begins = file.read(16)
+    return f"{path} is not a whole file of tensors (it begins with {begins!r}): download it again"
 
 
 def _read_generation_config(model: Any, name: str, origin: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ The facts are of the code that each repository publishes beside its weights (`mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
@@ -19,6 +20,7 @@ Facts = Mapping[str, Any]
 CHATGLM2_VOCABULARY = 65024
 QWEN_END_OF_TEXT = 151643
 """`<|endoftext|>`; Qwen's `config.json` names no EOS."""
+PUBLISHED = "take the file of the published checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class Architecture:
         """The configuration of the class.
 
         Raises:
-            ValueError: weights stored in fewer bits by the checkpoint's own code, a missing key, or a key whose value
-                the class cannot express.
+            ValueError: weights stored in fewer bits by the checkpoint's own code, a missing key, a value of the wrong
+                kind, or one that the class cannot express.
         """
         bits = facts.get("quantization_bit") or (facts.get("wbits") if facts.get("wbits") in (4, 8) else None)
         if bits or facts.get("quantization_config"):
@@ -61,13 +63,51 @@ class Architecture:
                 f"config.json says that the weights are stored quantised ({bits or facts['quantization_config']}), in "
                 "a form that only their own code reads: take the 16-bit repository, and --quantization_bit"
             )
-        return self.configure(facts)
+        with _one_line():
+            return self.configure(facts)
+
+    def empty(self, config: Any) -> Any:
+        """The class's modules without memory or weights (on the meta device).
+
+        Raises:
+            ValueError: values of `config` from which nothing can be built.
+        """
+        import torch
+
+        model_class = self.native_class()
+        with _one_line(), torch.device("meta"):
+            return model_class(config)
 
 
-def _value(facts: Facts, key: str) -> Any:
-    if key not in facts:
-        raise ValueError(f"config.json has no {key!r}, which its architecture needs: take a newer revision of it")
-    return facts[key]
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Says what goes wrong inside in one line that names the file; the libraries raise many kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, ValueError) and "config.json" in str(error)
+        if ours or isinstance(error, ImportError | MemoryError):
+            raise
+        cause = error.__cause__ or error  # the errors of checked fields wrap the one that says what was expected
+        what = f"{'KeyError ' * isinstance(cause, KeyError)}{' '.join(str(cause).split()).rstrip('.')}"
+        raise ValueError(f"config.json: {what or type(cause).__name__}: {PUBLISHED}") from error
+
+
+def _number(facts: Facts, key: str, default: float | None = None) -> Any:
+    """A number above 0, be it a size, a count or a small ε."""
+    value = facts.get(key, default)
+    if key not in facts and default is None:
+        raise ValueError(f"config.json has no {key!r}, which its architecture needs: {PUBLISHED}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"config.json has {key} = {value!r}, where it must have a number above 0: {PUBLISHED}")
+    return value
+
+
+def _mapping(facts: Facts, key: str) -> Facts:
+    value = facts.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"config.json has {key} = {value!r}, where it must have a mapping: {PUBLISHED}")
+    return value
 
 
 def _must_be(facts: Facts, **expected: Any) -> None:
@@ -89,6 +129,9 @@ COMMON = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
 def _chatglm(facts: Facts) -> Any:
     from utils.chatglm import ChatGLMConfig
 
+    sizes = ("vocab_size", "hidden_size", "inner_hidden_size", "num_layers", "num_attention_heads")
+    for key in _given(facts, *sizes, "layernorm_epsilon", "max_sequence_length"):
+        _number(facts, key)
     return ChatGLMConfig(**{key: value for key, value in facts.items() if key not in ("model_type", "auto_map")})
 
 
@@ -106,7 +149,8 @@ def _glm_positions(facts: Facts) -> dict[str, Any]:
     """Half of each head turns, in neighbouring pairs. `rope_ratio`, which the 32k and 128k checkpoints have, divides
     the positions in ChatGLM2's code and multiplies the base in ChatGLM3's: published code of
     THUDM/chatglm2-6b-32k and THUDM/chatglm3-6b-32k, compared in https://github.com/ztxz16/fastllm/issues/374."""
-    ratio, name = float(facts.get("rope_ratio") or 1), str(facts.get("_name_or_path", "")).lower()
+    ratio = float(_number(facts, "rope_ratio") if facts.get("rope_ratio") else 1)
+    name = str(facts.get("_name_or_path", "")).lower()
     positions: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     if ratio == 1:
         return positions
@@ -123,7 +167,7 @@ def _glm_positions(facts: Facts) -> dict[str, Any]:
 def _glm(facts: Facts) -> Any:
     from transformers import GlmConfig
 
-    if _value(facts, "padded_vocab_size") > CHATGLM2_VOCABULARY * 2:
+    if _number(facts, "padded_vocab_size") > CHATGLM2_VOCABULARY * 2:
         raise ValueError(
             f"config.json has padded_vocab_size = {facts['padded_vocab_size']}: this is GLM-4 in its first form; take "
             "the repository whose name ends with -hf, which transformers reads"
@@ -139,14 +183,14 @@ def _glm(facts: Facts) -> Any:
     )
     return GlmConfig(
         vocab_size=facts["padded_vocab_size"],
-        hidden_size=_value(facts, "hidden_size"),
-        intermediate_size=_value(facts, "ffn_hidden_size"),
-        num_hidden_layers=_value(facts, "num_layers"),
-        num_attention_heads=_value(facts, "num_attention_heads"),
-        num_key_value_heads=_value(facts, "multi_query_group_num"),
-        head_dim=_value(facts, "kv_channels"),
-        max_position_embeddings=_value(facts, "seq_length"),
-        rms_norm_eps=_value(facts, "layernorm_epsilon"),
+        hidden_size=_number(facts, "hidden_size"),
+        intermediate_size=_number(facts, "ffn_hidden_size"),
+        num_hidden_layers=_number(facts, "num_layers"),
+        num_attention_heads=_number(facts, "num_attention_heads"),
+        num_key_value_heads=_number(facts, "multi_query_group_num"),
+        head_dim=_number(facts, "kv_channels"),
+        max_position_embeddings=_number(facts, "seq_length"),
+        rms_norm_eps=_number(facts, "layernorm_epsilon"),
         attention_bias=facts.get("add_qkv_bias", False),
         rope_parameters=_glm_positions(facts),
         # Without these keys, GlmConfig would take GLM-4's ids, which lie outside this vocabulary.
@@ -158,7 +202,7 @@ def _llama(facts: Facts, **more: Any) -> Any:
     from transformers import LlamaConfig
 
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    needed = {key: _value(facts, key) for key in (*sizes, "max_position_embeddings", "rms_norm_eps")}
+    needed = {key: _number(facts, key) for key in (*sizes, "max_position_embeddings", "rms_norm_eps")}
     return LlamaConfig(**needed, **_given(facts, "num_key_value_heads", "hidden_act", *COMMON), **more)
 
 
@@ -179,21 +223,22 @@ def _is_baichuan2(facts: Facts) -> bool:
 
 def _internlm(facts: Facts) -> Any:
     """Both types that `rotary` names turn alike up to `max_position_embeddings`; beyond it "dynamic" grows the base."""
-    rotary = facts.get("rotary") or {"type": "origin", "base": 10000}
+    rotary = _mapping(facts, "rotary") or {"type": "origin"}
     if rotary.get("type") not in ("dynamic", "origin"):
         raise ValueError(f"config.json has rotary type {rotary.get('type')!r}; the published types are dynamic, origin")
-    positions: dict[str, Any] = {"rope_type": "default", "rope_theta": float(rotary.get("base", 10000))}
+    positions: dict[str, Any] = {"rope_type": "default", "rope_theta": float(_number(rotary, "base", 10000))}
     if rotary["type"] == "dynamic":
-        positions |= {"rope_type": "dynamic", "factor": float(rotary.get("scaling_factor", 1))}
+        positions |= {"rope_type": "dynamic", "factor": float(_number(rotary, "scaling_factor", 1))}
     return _llama(facts, attention_bias=facts.get("bias", True), rope_parameters=positions)
 
 
 def _internlm2(facts: Facts) -> Any:
-    positions: dict[str, Any] = {"rope_type": "default", "rope_theta": float(facts.get("rope_theta", 10000))}
-    if scaling := facts.get("rope_scaling"):
-        positions |= {"rope_type": scaling.get("type", scaling.get("rope_type")), "factor": scaling.get("factor")}
-        if positions["rope_type"] not in ("linear", "dynamic"):
+    positions: dict[str, Any] = {"rope_type": "default", "rope_theta": float(_number(facts, "rope_theta", 10000))}
+    if scaling := _mapping(facts, "rope_scaling"):
+        kind = scaling.get("type", scaling.get("rope_type"))
+        if kind not in ("linear", "dynamic"):
             raise ValueError(f"config.json has rope_scaling {scaling}; the published types are linear and dynamic")
+        positions |= {"rope_type": kind, "factor": float(_number(scaling, "factor"))}
     return _llama(facts, attention_bias=facts.get("bias", True), rope_parameters=positions)
 
 
@@ -202,7 +247,7 @@ def _moss(facts: Facts) -> Any:
 
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "rotary_dim")
     more = ("n_ctx", "n_inner", "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon")
-    return CodeGenConfig(**{key: _value(facts, key) for key in sizes}, **_given(facts, *more, *COMMON))
+    return CodeGenConfig(**{key: _number(facts, key) for key in sizes}, **_given(facts, *more, *COMMON))
 
 
 def _qwen(facts: Facts) -> Any:
@@ -211,20 +256,20 @@ def _qwen(facts: Facts) -> Any:
     from transformers import Qwen2Config
 
     _must_be(facts, no_bias=True, rotary_pct=1.0, scale_attn_weights=True)
-    hidden, heads = _value(facts, "hidden_size"), _value(facts, "num_attention_heads")
+    hidden, heads = _number(facts, "hidden_size"), _number(facts, "num_attention_heads")
     _must_be(facts, kv_channels=hidden // heads)
     ids = {"bos_token_id": QWEN_END_OF_TEXT, "eos_token_id": QWEN_END_OF_TEXT, **_given(facts, *COMMON)}
     return Qwen2Config(
-        vocab_size=_value(facts, "vocab_size"),
+        vocab_size=_number(facts, "vocab_size"),
         hidden_size=hidden,
         # The gate and what it gates, together.
-        intermediate_size=_value(facts, "intermediate_size") // 2,
-        num_hidden_layers=_value(facts, "num_hidden_layers"),
+        intermediate_size=_number(facts, "intermediate_size") // 2,
+        num_hidden_layers=_number(facts, "num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=_value(facts, "seq_length"),
-        rms_norm_eps=_value(facts, "layer_norm_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": float(facts.get("rotary_emb_base", 10000))},
+        max_position_embeddings=_number(facts, "seq_length"),
+        rms_norm_eps=_number(facts, "layer_norm_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": float(_number(facts, "rotary_emb_base", 10000))},
         **ids,
     )
 
