@@ -178,10 +178,28 @@ def test_streamed_ids_that_are_no_text_are_what_generate_makes_of_them(speaker: 
         assert "".join(pieces) == whole
 
 
-def test_half_a_character_is_shown_at_the_end_only(speaker: Any, spoken: Any) -> None:
-    ids = spoken("ok 🌏", add_special_tokens=False)["input_ids"][:-1]
-    whole, pieces = said(speaker, spoken, ids)
-    assert "".join(pieces) == whole
+@pytest.mark.parametrize("between", [[], [1], [1, 1]], ids=["", "BOS", "BOS twice"])
+def test_characters_that_break_off_are_what_generate_makes_of_them(
+    between: list[int], speaker: Any, spoken: Any
+) -> None:
+    """What is wrong with a byte may show in the characters before it."""
+    name = "<0x{:02X}>" if "<0x00>" in spoken.get_vocab() else None
+    start = spoken("ok ", add_special_tokens=False)["input_ids"]
+    for text in ("🌏", "é你", "\n🌏"):
+        if name:
+            ids = [spoken.convert_tokens_to_ids(name.format(byte)) for byte in text.encode()]
+        else:
+            ids = spoken(text, add_special_tokens=False)["input_ids"]
+        for cut in range(len(ids)):
+            for answer in ([*ids, *between, *ids[:cut]], [*ids, *between, *ids[:cut], *between, *start]):
+                whole, pieces = said(speaker, spoken, [*start, *answer])
+                assert "".join(pieces) == whole
+
+
+def test_blanks_before_a_mark_stay(speaker: Any) -> None:
+    ids = words()("a , b n't c . 🌏 !", add_special_tokens=False)["input_ids"]
+    whole, pieces = said(speaker, words(), ids)
+    assert "".join(pieces) == whole == "a , b n't c . 🌏 !"
 
 
 def test_a_stop_that_is_a_word_is_not_shown(speaker: Any, spoken: Any) -> None:

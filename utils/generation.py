@@ -153,7 +153,7 @@ class _Streamer:
         self._text = _text(self._tokenizer, [*self._shown_ids, *self._new_ids])
         # A character may lack bytes. Some decoders make a whole run of byte pieces U+FFFD when one of them is wrong: it
         # is held back until another piece follows, which a control token, that adds no text, is not.
-        if self._text in (before, self._shown) or self._text.endswith(_BROKEN) or self._is_byte(token):
+        if self._text == before or self._text.endswith(_BROKEN) or self._is_byte(token):
             return
         self._show(self._text[len(self._shown) :])
         self._shown_ids, self._new_ids = self._new_ids, []

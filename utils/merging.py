@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from utils import adapters, distributed, equivalence, folding, outputs, preflight, runinfo
+from utils import adapter_files, adapters, distributed, equivalence, folding, outputs, preflight, runinfo
 from utils.distributed import DTYPES, Precision
 from utils.encode import encode_prompt
 from utils.equivalence import Divergence
@@ -104,6 +104,7 @@ def require_mergeable(directory: Path, trained: str) -> None:
         )
     if not (directory / "adapter_config.json").is_file():
         raise ValueError(f"{directory} has no adapter_config.json, and was trained with {trained}: copy the run whole")
+    adapter_files.tensor_names(directory)
     from peft import PeftConfig
 
     if PeftConfig.from_pretrained(str(directory)).is_prompt_learning:
