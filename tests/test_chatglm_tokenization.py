@@ -150,7 +150,7 @@ def test_rows_of_every_text_are_proved(tokenizer: Any) -> None:
     records = [*RECORDS, *({"instruction": text or "?", "input": text, "output": text} for text in SAYINGS)]
     encoder = Encoder(TEMPLATES["alpaca"], tokenizer, cutoff_len=4096, truncation="drop")
     for record, outcome in zip(records, encoder([Row(record=r, origin="row") for r in records]), strict=True):
-        assert outcome.encoded is not None
+        assert outcome.encoded
         ids, answer = outcome.encoded.input_ids, ids_of(tokenizer, record["output"])
         prompt = encode_prompt(record, TEMPLATES["alpaca"], tokenizer)
         assert ids == [*prompt, *answer, tokenizer.eos_token_id]

@@ -73,7 +73,7 @@ def test_user_text_comes_back_and_never_ends_a_turn(tokenizer: Any, text: str) -
 def test_rows_end_with_the_one_eos_that_is_trained(tokenizer: Any) -> None:
     rows = [Row(record=record, origin="row") for record in RECORDS]
     for outcome in Encoder(ALPACA, tokenizer, cutoff_len=2048, truncation="drop")(rows):
-        assert outcome.encoded is not None
+        assert outcome.encoded
         ids, labels = outcome.encoded.input_ids, outcome.encoded.labels
         assert (ids.count(2), ids[-1], labels[-1], ids[0], ids.count(1)) == (1, 2, 2, 1, 1)
 

@@ -167,7 +167,7 @@ def test_rows_of_every_text_are_proved(kind: str, template: str, tokenizers: Any
     records = [*RECORDS, DIALOGUE, *({"instruction": text or "?", "input": text, "output": text} for text in SAYINGS)]
     encoder = Encoder(TEMPLATES[template], tokenizer, cutoff_len=4096, truncation="drop")
     for record, outcome in zip(records, encoder([Row(record=r, origin="row") for r in records]), strict=True):
-        assert outcome.encoded is not None
+        assert outcome.encoded
         start, end = outcome.spans[-2:]
         answer = outcome.encoded.input_ids[start:end]
         said = record["conversation"][-1]["content"] if "conversation" in record else record["output"]

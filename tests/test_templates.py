@@ -127,15 +127,18 @@ def test_chat_follows_a_template_that_strips(chat_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("chat_template", "message"),
     [
-        (None, "needs a tokenizer with a chat template"),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "rewrites the text of messages"),
-        ("{{ messages[0]['content'] }}", "leaves out or repeats a message"),
-        ("{{ raise_exception('no system role') }}", "refuses the conversation .no system role."),
+        (None, "needs a tokenizer with a chat template.*leave --template out"),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
+            "rewrites the text of messages.*--template alpaca",
+        ),
+        ("{{ messages[0]['content'] }}", "leaves out or repeats a message.*--template alpaca"),
+        ("{{ raise_exception('no system role') }}", "refuses the conversation .no system role..*--template alpaca"),
     ],
 )
 def test_chat_refuses_what_it_cannot_mark(chat_tokenizer: Any, chat_template: str | None, message: str) -> None:
     tokenizer = _with_template(chat_tokenizer, chat_template)
-    with pytest.raises(ValueError, match=f"{message}.*--template alpaca"):
+    with pytest.raises(ValueError, match=message):
         render({"instruction": "a", "input": "", "output": "b"}, CHAT, tokenizer)
 
 
