@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from conftest import RECORDS
 from sentencepiece_models import train_chatglm
+from test_encode import rows
 
 from utils.catalog import parse_mixture
 from utils.dataset import build
 from utils.encode import Encoder, encode_prompt, encode_rows, stop_ids
 from utils.hygiene import resolve
 from utils.proof import IGNORED
-from utils.readers import Row, to_rows
 from utils.templates import get_template
 from utils.tokens import prefix_ids, suffix_ids
 
@@ -39,10 +39,6 @@ def glm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("glm")
     train_chatglm(folder / "ice_text.model")
     return ChatGLMTokenizer(str(folder / "ice_text.model"))
-
-
-def rows(*records: Any) -> list[Row]:
-    return list(to_rows(((f"test row {i}", r) for i, r in enumerate(records, 1)), Path("test"), source="test"))
 
 
 def ids_of(tokenizer: Any, *names: str) -> list[int]:

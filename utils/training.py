@@ -285,7 +285,7 @@ class SupervisedTrainer(Trainer):
 
     def release(self) -> None:
         """Takes off what accelerate put around the model's forward pass: with its autocast a bf16 model computes other
-        logits than the same weights read back (up to 3 % of the largest, measured)."""
+        logits than the same weights read back (tests/test_families.py)."""
         extract_model_from_parallel(self.unwrapped, keep_fp32_wrapper=False)
 
     def set_epoch(self, epoch: int) -> None:
