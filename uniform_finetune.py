@@ -8,6 +8,7 @@
         --per_gpu_train_batch_size 4 --learning_rate 3e-4 --epochs 1
     torchrun --nproc_per_node 4 uniform_finetune.py --model_type bloom --data alpaca-cot
     python3 uniform_finetune.py --peft_type dora                 # another method than LoRA; --help lists them
+    python3 uniform_finetune.py --model_type llama --size 30b --dry_run --device_memory 80GB    # will it fit?
 
 Flags left out come from the model's row in utils/models/rows.py; what they were resolved to is kept in run.json.
 """
@@ -20,20 +21,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils import catalog, checkpoints, cli, hygiene, methods, preflight, runinfo, settings
+from utils import catalog, checkpoints, cli, disk, hygiene, methods, runinfo, settings
 from utils.encode import stop_ids
 from utils.models import DEFAULT_MODEL, REPOSITORY, get_model
 from utils.settings import Settings
 from utils.templates import fingerprint, get_template
 
 if TYPE_CHECKING:
-    from utils.adapters import Attached
+    import torch
+
+    from utils.batching import Batch
     from utils.dataset import TrainingData
     from utils.loading import Base
+    from utils.preflight import Preflight
     from utils.schedule import Steps
-    from utils.training import SupervisedTrainer
 
 
 def make_parser() -> cli.Parser:
@@ -42,6 +45,7 @@ def make_parser() -> cli.Parser:
     settings.add_data_flags(parser)
     settings.add_method_flags(parser)
     settings.add_optimizer_flags(parser)
+    settings.add_speed_flags(parser)
     settings.add_output_flags(parser)
     return parser
 
@@ -61,9 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    from utils import dataset, distributed, loading, preview
+    from utils import distributed, loading, preflight, preview
 
     loading.quiet_libraries()
+    if flags.device_memory:
+        elsewhere = preflight.Device.elsewhere(flags.device_memory)
+        for line in preflight.will_it_fit(chosen, elsewhere, world_size=flags.world_size or 1):
+            distributed.say(line)
+        return 0
     threads, cores = distributed.start()
     base = loading.choose(
         chosen.model_name_or_path,
@@ -75,8 +84,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     chosen = replace(chosen, precision=base.precision, quantization_bit=base.quantization_bit)
     tokenizer = base.tokenizer()
+    data = encode(chosen, tokenizer, parts, drop)
+    if flags.preview:
+        for row in data.train[: flags.preview]:
+            distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
+        return 0
+    chosen, steps, foreseen = plan(chosen, base, data)
+    distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
+    if flags.dry_run:
+        distributed.say("dry run: nothing was trained or written")
+        return 0
+    foreseen.require_memory()
+    disk.require_space(chosen.output_dir, disk.run_bytes(foreseen.trainable, chosen.save_total_limit))
+    with checkpoints.full_disk_explained(chosen.output_dir, disk.checkpoint_bytes(foreseen.trainable)):
+        if chosen.method.method.trains_base:
+            base = replace(base, precision="fp32")
+        trained = train(chosen, base, tokenizer, data, steps, foreseen, flags.overwrite)
+        distributed.barrier()
+        distributed.leave()
+        if distributed.is_main():
+            finish(chosen, base, tokenizer, data, trained)
+    return 0
+
+
+def encode(chosen: Settings, tokenizer: Any, parts: Sequence[catalog.Part], drop: frozenset[str]) -> TrainingData:
+    """The rows to train on, each proved."""
+    from utils import dataset
+
     with cli.bar("encoding") as on_rows:
-        data = dataset.build(
+        return dataset.build(
             parts,
             get_template(chosen.template),
             tokenizer,
@@ -89,44 +125,43 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=chosen.preprocessing_num_workers,
             on_rows=on_rows,
         )
-    if flags.preview:
-        for row in data.train[: flags.preview]:
-            distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
-        return 0
-    chosen, steps, trainable = plan(chosen, base, data)
-    distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
-    if flags.dry_run:
-        distributed.say("dry run: nothing was trained or written")
-        return 0
-    preflight.require_space(chosen.output_dir, preflight.run_bytes(trainable, chosen.save_total_limit))
-    with checkpoints.full_disk_explained(chosen.output_dir, preflight.checkpoint_bytes(trainable)):
-        return train(chosen, base, tokenizer, data, steps, overwrite=flags.overwrite)
 
 
-def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, Steps, int]:
-    """Prints what will be done; returns the settings with nothing left open, the steps and the number of trainable
-    parameters. No weights are loaded."""
-    from utils import adapters, distributed, report
+def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, Steps, Preflight]:
+    """Prints what will be done; returns the settings with nothing left open, the steps, and what was found out about
+    memory. No weights are loaded."""
+    from utils import distributed, preflight, report
 
-    batch = chosen.per_gpu_train_batch_size * chosen.gradient_accumulation_steps * distributed.world_size()
+    batch = chosen.rows_a_step(distributed.world_size())
     steps = chosen.steps(len(data.train), rows_a_step=batch)
-    method = methods.schedule(chosen.method, steps.total)
-    chosen = replace(chosen, peft_options=dict(method.options))
-    trainable, total = adapters.count_parameters(adapters.attach(base.empty(), method, total_steps=steps.total).model)
-    for line in report.plan_lines(chosen.as_dict(), data, steps, rows_a_step=batch, trainable=trainable, total=total):
+    chosen = replace(chosen, peft_options=dict(methods.schedule(chosen.method, steps.total).options))
+    foreseen = preflight.foresee(chosen, base, data.train, preflight.Device.here(base.precision), steps.total)
+    for line in report.plan_lines(chosen.as_dict(), data, steps, foreseen.lines(), rows_a_step=batch):
         distributed.say(line)
-    return chosen, steps, trainable
+    return chosen, steps, foreseen
 
 
-def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, *, overwrite: bool) -> int:
-    """Trains, saves, verifies and reports. An old run is deleted only once all that can go wrong before has not."""
-    from utils import adapters, batching, distributed, report, verification
+class Trained(NamedTuple):
+    """What is left of a training once its model is gone: the saved files are held against it."""
 
-    started, clock, method = datetime.now(UTC), time.perf_counter(), chosen.method.method
-    if method.trains_base:
-        base = replace(base, precision="fp32")
+    metrics: dict[str, float]
+    trained_tokens: int
+    moved: int
+    probe: Batch
+    logits: torch.Tensor
+    started: float
+    seconds: float
+
+
+def train(
+    chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, foreseen: Preflight, overwrite: bool
+) -> Trained:
+    """Trains and saves. An old run is deleted only once all that can go wrong before has not."""
+    from utils import assembly, batching, distributed, verification
+
+    started = time.time()
     checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint, chosen.plan())
-    attached, trainer = make_trainer(chosen, base, tokenizer, data, steps)
+    attached, trainer = assembly.make_trainer(chosen, base, tokenizer, data, steps, foreseen)
     before = verification.marks(attached.model)
     if distributed.is_main():
         if overwrite:
@@ -134,26 +169,27 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
         checkpoints.keep_plan(chosen.output_dir, chosen.plan())
     distributed.barrier()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    metrics, trained_tokens = trainer.final_metrics(), trainer.trained_tokens
-    seconds = round(time.perf_counter() - clock, 1)
-    distributed.barrier()
-    distributed.leave()
-    if not distributed.is_main():
-        return 0
-
+    metrics = trainer.final_metrics()
+    seconds = round(time.time() - started, 1)
     trainer.release()
     probe = batching.shortest(data.train, tokenizer.pad_token_id)
-    moved = verification.require_moved(attached.model, before, method)
-    expected = verification.probe_logits(attached.model, probe)
-    attached.save(chosen.output_dir)
-    base.save_tokenizer(tokenizer, chosen.output_dir)
-    del trainer, attached  # the second base takes the place of the first
-    gc.collect()
+    moved = verification.require_moved(attached.model, before, chosen.method.method)
+    logits = verification.probe_logits(attached.model, probe)
+    if distributed.is_main():
+        attached.save(chosen.output_dir)
+        base.save_tokenizer(tokenizer, chosen.output_dir)
+    return Trained(metrics, trainer.trained_tokens, moved, probe, logits, started, seconds)
+
+
+def finish(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, trained: Trained) -> None:
+    """Reads what was saved back into a fresh base, which must answer alike, and reports."""
+    from utils import adapters, distributed, report, verification
+
+    gc.collect()  # the second base takes the place of the first
+    method, template = chosen.method.method, get_template(chosen.template)
     reloaded = adapters.reopen(base, method, chosen.output_dir)
-    verified = verification.verify_adapter(
-        chosen.output_dir, reloaded, probe, expected, precision=base.precision, method=method, moved=moved
-    )
-    template = get_template(chosen.template)
+    facts: dict[str, Any] = {"precision": base.precision, "method": method, "moved": trained.moved}
+    verified = verification.verify_adapter(chosen.output_dir, reloaded, trained.probe, trained.logits, **facts)
     run = runinfo.RunInfo(
         settings=chosen.as_dict(),
         base_fingerprint=base.fingerprint(),
@@ -162,56 +198,16 @@ def train(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, step
         sources=data.sources,
         ledger=data.ledger.as_dict(),
         world_size=distributed.world_size(),
-        metrics=metrics,
-        trained_tokens=trained_tokens,
+        metrics=trained.metrics,
+        trained_tokens=trained.trained_tokens,
         verified=verified.as_dict(),
         versions=runinfo.versions(),
         commit=runinfo.commit(REPOSITORY),
-        started=started.isoformat(timespec="seconds"),
-        seconds=seconds,
+        started=datetime.fromtimestamp(trained.started, UTC).isoformat(timespec="seconds"),
+        seconds=trained.seconds,
     )
     for line in report.publish(run, chosen.output_dir):
         distributed.say(line)
-    return 0
-
-
-def make_trainer(
-    chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps
-) -> tuple[Attached, SupervisedTrainer]:
-    """The base with what is trained in it, fresh, and its trainer."""
-    from utils import adapters, distributed, loading, progress, training
-
-    chosen.output_dir.mkdir(parents=True, exist_ok=True)
-    distributed.seed(chosen.seed)  # the adapter starts alike in every process
-    attached = adapters.attach(base.load(), chosen.method, total_steps=steps.total)
-    longest = int(data.train.lengths.max()) + adapters.virtual_tokens(attached.model)
-    activations = preflight.activation_bytes(chosen.per_gpu_train_batch_size * longest, **loading.shape(attached.model))
-    fits = not preflight.needs_checkpointing(distributed.free_memory(), activations)
-    checkpointing = chosen.computes_twice(fits=fits)
-    arguments = training.training_arguments(
-        chosen.output_dir,
-        steps,
-        per_device_batch_size=chosen.per_gpu_train_batch_size,
-        accumulation=chosen.gradient_accumulation_steps,
-        learning_rate=chosen.learning_rate,
-        precision=chosen.precision or base.precision,
-        seed=chosen.seed,
-        validates=bool(data.validation),
-        gradient_checkpointing=checkpointing,
-        save_total_limit=chosen.save_total_limit,
-        report_to=chosen.report_to,
-    )
-    return attached, training.SupervisedTrainer(
-        attached.model,
-        arguments,
-        train_rows=data.train,
-        validation_rows=data.validation,
-        pad_id=tokenizer.pad_token_id,
-        steps=steps,
-        callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
-        processing_class=tokenizer,
-        attached=attached,
-    )
 
 
 if __name__ == "__main__":

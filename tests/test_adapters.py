@@ -8,7 +8,7 @@ from conftest import RECORDS
 from tiny_chatglm import EOP, padded, row, tiny_model
 
 from utils.adapters import STATE, Attached, attach, count_parameters, ia3_layers, reopen, virtual_tokens
-from utils.batching import pad
+from utils.batching import MicroBatchSize, pad
 from utils.encode import encode_rows
 from utils.loading import choose
 from utils.methods import METHODS, schedule
@@ -16,8 +16,9 @@ from utils.methods import choose as choose_method
 from utils.models import get_model
 from utils.readers import Row
 from utils.schedule import Steps
+from utils.target_loss import HeadAtTargets, token_loss
 from utils.templates import TEMPLATES
-from utils.training import HeadAtTargets, SupervisedTrainer, token_loss, training_arguments
+from utils.training import SupervisedTrainer, training_arguments
 from utils.verification import check_files, marks, probe_logits, require_moved, verify_adapter
 
 FAMILY = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"]}
@@ -45,14 +46,15 @@ def attached(base: Any, name: str, *, total: int = 8, empty: bool = False, **giv
 
 def trainer_of(made: Attached, rows: Any, output: Path, *, total: int = 8, saving: int = 8, **options: Any) -> Any:
     steps = Steps(total=total, warmup=0, logging=1, saving=saving, evaluating=total)
+    per_device = options.pop("per_device", 8)
     arguments = training_arguments(
-        output, steps, per_device_batch_size=options.pop("per_device", 8), accumulation=options.pop("accumulation", 1),
-        learning_rate=options.pop("rate", RATES.get(made.choice.name, 1e-2)), precision="fp32", seed=0, validates=False,
+        output, steps, learning_rate=options.pop("rate", RATES.get(made.choice.name, 1e-2)), precision="fp32", seed=0, validates=False,
         gradient_checkpointing=False, save_total_limit=3, report_to=["none"],
     )  # fmt: skip
     return SupervisedTrainer(
-        made.model, arguments, train_rows=rows, validation_rows=[], pad_id=3, steps=steps, attached=made
-    )
+        made.model, arguments, train_rows=rows, validation_rows=[], pad_id=3, steps=steps, attached=made,
+        batch_size=per_device * options.pop("accumulation", 1), micro_batch=MicroBatchSize(rows=per_device),
+    )  # fmt: skip
 
 
 def losses(trainer: Any) -> list[float]:

@@ -72,9 +72,9 @@ def test_a_tokenizer_without_eos(llama_base: Path, records_file: Path, tmp_path:
 def test_a_disk_that_is_too_small(
     llama_base: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from utils import preflight
+    from utils import disk
 
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: preflight.shutil._ntuple_diskusage(9, 9, 9))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: disk.shutil._ntuple_diskusage(9, 9, 9))
     assert finetune(llama_base, records_file, tmp_path / "run") == 1
     assert "where 0 MB are free: make room" in capsys.readouterr().err
 

@@ -2,8 +2,23 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from utils.batching import EpochPlan, MicroBatches, deal, evaluation_batches, only_item, pad, shortest
+from utils.batching import (
+    OVERHEAD_TOKENS,
+    EpochPlan,
+    MicroBatchSize,
+    StepBatches,
+    cut,
+    deal,
+    evaluation_batches,
+    only_item,
+    pad,
+    padding_share,
+    positions_of,
+    shortest,
+)
 from utils.proof import IGNORED, Encoded
 
 
@@ -24,19 +39,91 @@ def test_an_epoch_has_every_row_once_and_another_order_each_time() -> None:
     assert plans[0] != list(EpochPlan(23, 5, seed=2, epoch=0))
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 4), (2, 2), (4, 1), (3, 3)])
-def test_dealing_gives_every_row_to_exactly_one(world_size: int, accumulation: int) -> None:
-    lengths = [7, 3, 9, 1, 5, 5, 2]
-    dealt = deal(range(7), lengths, world_size=world_size, accumulation=accumulation)
-    micro = [batch for rank in dealt for batch in rank]
-    assert sorted(itertools.chain(*micro)) == list(range(7))
-    assert [len(rank) for rank in dealt] == [accumulation] * world_size
-    assert max(map(len, micro)) - min(map(len, micro)) <= 1
+SIZES = [
+    MicroBatchSize(rows=1),
+    MicroBatchSize(rows=3),
+    MicroBatchSize(tokens=1),
+    MicroBatchSize(tokens=12),
+    MicroBatchSize(tokens=99),
+    MicroBatchSize(tokens=12, packing="lines"),
+    MicroBatchSize(tokens=12, packing="line"),
+]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    world_size=st.integers(1, 5),
+    size=st.one_of(
+        st.builds(lambda n: MicroBatchSize(rows=n), st.integers(1, 50)),
+        st.builds(lambda n: MicroBatchSize(tokens=n), st.integers(1, 400)),
+    ),
+)
+@settings(deadline=None)
+def test_dealing_gives_every_row_to_exactly_one(lengths: list[int], world_size: int, size: MicroBatchSize) -> None:
+    dealt = deal(range(len(lengths)), lengths, size, world_size=world_size)
+    micro = [[row for line in batch for row in line] for rank in dealt for batch in rank]
+    assert sorted(itertools.chain(*micro)) == list(range(len(lengths)))
+    assert len({len(rank) for rank in dealt}) == 1, "with collectives in a forward pass, ranks must do as many"
+    for batch in micro:
+        assert size.rows is None or len(batch) <= size.rows
+        assert size.tokens is None or len(batch) <= 1 or max(lengths[i] for i in batch) * len(batch) <= size.tokens
+
+
+def padded(batches: list[list[int]], lengths: list[int]) -> int:
+    return sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), limit=st.integers(1, 90))
+@settings(deadline=None, max_examples=60)
+def test_the_cut_has_the_least_padding_of_all(lengths: list[int], limit: int) -> None:
+    lengths.sort(reverse=True)
+    everything = list(range(len(lengths)))
+
+    def cost(batches: list[list[int]]) -> int:
+        return padded(batches, lengths) + OVERHEAD_TOKENS * len(batches)
+
+    def allowed(batch: list[int]) -> bool:
+        return len(batch) == 1 or lengths[batch[0]] * len(batch) <= limit
+
+    cuts = []
+    for chosen in itertools.product([False, True], repeat=len(lengths) - 1):
+        starts = [0, *[i + 1 for i, here in enumerate(chosen) if here], len(lengths)]
+        cuts.append([everything[a:b] for a, b in itertools.pairwise(starts)])
+    best = min(cost(batches) for batches in cuts if all(map(allowed, batches)))
+    found = cut(everything, lengths, MicroBatchSize(tokens=limit))
+    assert cost([[row for (row,) in batch] for batch in found]) == best
 
 
 def test_neighbours_in_length_share_a_batch() -> None:
-    ((first, second),) = deal([0, 1, 2, 3], [5, 50, 6, 49], world_size=1, accumulation=2)
-    assert (first, second) == ([1, 3], [2, 0])
+    ((first, second),) = deal([0, 1, 2, 3], [5, 50, 6, 49], MicroBatchSize(rows=2), world_size=1)
+    assert (first, second) == ([[1], [3]], [[2], [0]])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_have_nearly_the_same_number_of_tokens(world_size: int) -> None:
+    lengths = [int(40 * 1.02**i) for i in range(128)]
+    dealt = deal(range(128), lengths, MicroBatchSize(tokens=2048), world_size=world_size)
+    loads = [sum(positions_of(batch, lengths) for batch in rank) for rank in dealt]
+    assert max(loads) < 1.05 * min(loads)
+
+
+def test_rows_of_like_length_need_little_padding() -> None:
+    lengths = [int(40 * 1.02**i) for i in range(128)]
+    shares = [
+        padding_share(lengths, size, batch_size=128, seed=0, world_size=1)
+        for size in (MicroBatchSize(rows=128), MicroBatchSize(tokens=2048))
+    ]
+    assert shares[0] > 0.5
+    assert shares[1] < 0.05
+    assert padding_share([7] * 10, MicroBatchSize(tokens=70), batch_size=10, seed=0, world_size=1) == 0
+
+
+def test_the_longest_row_comes_first_and_no_row_is_lost() -> None:
+    for longest in range(23):
+        plan = EpochPlan(23, 5, seed=1, epoch=0, first=longest)
+        assert longest in plan[0]
+        assert sorted(itertools.chain(*plan)) == list(range(23))
+        assert [len(step) for step in plan] == [5, 5, 5, 5, 3]
 
 
 def test_padding_is_masked_and_carries_no_loss() -> None:
@@ -47,64 +134,66 @@ def test_padding_is_masked_and_carries_no_loss() -> None:
     assert {column.dtype for column in batch.values()} == {torch.int64}
 
 
-def steps_of(world_size: int, per_device: int, accumulation: int, count: int = 11) -> list[list[tuple[list[int], int]]]:
-    """For each step: the sorted rows of its global batch and its number of targets, over all ranks."""
-    ranks = [
-        MicroBatches(
-            rows([i % 5 + 2 for i in range(count)]),
-            3,
-            per_device_batch_size=per_device,
-            accumulation=accumulation,
-            seed=0,
-            rank=rank,
-            world_size=world_size,
-        )
+def shares(size: MicroBatchSize, world_size: int = 1, *, batch_size: int = 4, count: int = 11) -> list[StepBatches]:
+    made = rows([i % 5 + 2 for i in range(count)])
+    return [
+        StepBatches(made, 3, size, batch_size=batch_size, seed=0, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
+
+
+def steps_of(ranks: list[StepBatches]) -> list[tuple[list[int], int]]:
+    """For each step: the sorted rows of its global batch and its number of targets, over all ranks."""
     steps = []
-    for step in range(ranks[0].steps_per_epoch):
-        items = [data[step * accumulation + micro] for data in ranks for micro in range(accumulation)]
-        members = sorted(itertools.chain(*(item["rows"].tolist() for item in items)))
+    for step in range(len(ranks[0])):
+        items = [data[step] for data in ranks]
+        batches = [batch for item in items for batch in item["micro_batches"]]
+        members = sorted(itertools.chain(*(batch["rows"].tolist() for batch in batches)))
         targets = {int(item["num_targets"]) for item in items}
         assert len(targets) == 1
-        assert targets == {sum(int((item["labels"][:, 1:] != IGNORED).sum()) for item in items)}
+        assert targets == {sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)}
         steps.append((members, targets.pop()))
     return steps
 
 
-def test_global_batches_do_not_depend_on_shape_or_processes() -> None:
-    expected = steps_of(1, 4, 1)
-    assert sorted(itertools.chain(*(members for members, _ in expected))) == list(range(11))
-    assert steps_of(1, 1, 4) == steps_of(1, 2, 2) == steps_of(2, 2, 1) == steps_of(4, 1, 1) == expected
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_global_batches_do_not_depend_on_shape_or_processes(size: MicroBatchSize, world_size: int) -> None:
+    expected = steps_of(shares(MicroBatchSize(rows=4)))
+    assert sorted(itertools.chain(*(members for members, _ in expected))) == list(range(11)), "each row once an epoch"
+    assert steps_of(shares(size, world_size)) == expected
 
 
 def test_a_rank_without_rows_sends_one_that_is_not_trained() -> None:
-    data = MicroBatches(rows([3]), 3, per_device_batch_size=1, accumulation=2, seed=0, rank=0, world_size=1)
-    full, empty = data[0], data[1]
-    assert (full["rows"].tolist(), empty["rows"].tolist()) == ([0], [])
-    assert empty["input_ids"].shape == (1, 3)
-    assert (empty["labels"] == IGNORED).all()
-    assert int(empty["num_targets"]) == int(full["num_targets"]) == 2
+    full, empty = (data[0] for data in shares(MicroBatchSize(rows=1), 2, count=1))
+    ((one,), (none,)) = full["micro_batches"], empty["micro_batches"]
+    assert (one["rows"].tolist(), none["rows"].tolist()) == ([0], [])
+    assert none["input_ids"].shape == (1, 2)
+    assert (none["labels"] == IGNORED).all()
+    assert int(empty["num_targets"]) == int(full["num_targets"]) == 1
 
 
 def test_set_epoch_draws_another_order() -> None:
-    data = MicroBatches(rows([3] * 20), 3, per_device_batch_size=20, accumulation=1, seed=0)
-    first = data[0]["rows"].tolist()
-    data = MicroBatches(rows([3] * 20), 3, per_device_batch_size=5, accumulation=1, seed=0)
-    before = [data[i]["rows"].tolist() for i in range(len(data))]
+    data = StepBatches(rows([3] * 20), 3, MicroBatchSize(rows=5), batch_size=5, seed=0)
+    before = steps_of([data])
     data.set_epoch(1)
-    after = [data[i]["rows"].tolist() for i in range(len(data))]
+    after = steps_of([data])
     assert before != after
-    assert sorted(itertools.chain(*before)) == sorted(itertools.chain(*after)) == sorted(first)
+    assert sorted(itertools.chain(*(m for m, _ in before))) == sorted(itertools.chain(*(m for m, _ in after)))
+    assert data.targets_before(5) == sum(targets for _, targets in before) + after[0][1]
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_sees_every_row_once(world_size: int) -> None:
+def test_evaluation_sees_every_row_once(size: MicroBatchSize, world_size: int) -> None:
+    made = rows([4, 2, 9, 3, 3, 7, 5])
+    ranks = [list(evaluation_batches(made, 3, size, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
     seen = [
-        int(ids[0])
-        for rank in range(world_size)
-        for batch in evaluation_batches(rows([4, 2, 9, 3, 3, 7, 5]), 3, 2, rank=rank, world_size=world_size)
-        for ids in batch["input_ids"]
+        token
+        for batches in ranks
+        for batch in batches
+        for token in set(batch["input_ids"][batch["labels"] != IGNORED].tolist())
     ]
     assert sorted(seen) == list(range(10, 17))
 

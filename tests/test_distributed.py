@@ -1,7 +1,17 @@
 import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 from utils import distributed
 
@@ -60,3 +70,146 @@ def test_a_quota_of_the_container_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert distributed.usable_cores() == 1
     monkeypatch.setattr(distributed.Path, "read_text", lambda self: "max 100000\n")
     assert distributed.usable_cores() == len(os.sched_getaffinity(0))
+
+
+def _process(rank: int, work: Callable[[Path], Any], port: int, folder: Path) -> None:
+    """One of two: does `work`, and leaves what it gives, or the error's text, in `folder`."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.join()
+    try:
+        found = work(folder)
+    except OSError as error:
+        found = str(error)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def in_two_processes(work: Callable[[Path], Any], folder: Path) -> list[Any]:
+    """What `work` gives in each, by rank; None for one that left nothing."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    # A fork has all that is imported here; elsewhere than on Linux it is not safe.
+    start = "fork" if sys.platform == "linux" else "spawn"
+    start_processes(_process, (work, port, folder), nprocs=2, start_method=start)
+    files = [folder / f"{rank}.pt" for rank in range(2)]
+    return [torch.load(file, weights_only=False) if file.is_file() else None for file in files]
+
+
+def _turns(folder: Path) -> tuple[int, list[str]]:
+    def work() -> int:
+        for step in ("begins", "ends"):
+            with (folder / "turns.txt").open("a") as file:
+                file.write(f"{distributed.rank()} {step}\n")
+            time.sleep(0.05)
+        return distributed.rank()
+
+    return distributed.in_turn(work), (folder / "turns.txt").read_text().split("\n")[:-1]
+
+
+def test_processes_of_a_machine_take_turns(tmp_path: Path) -> None:
+    order = ["0 begins", "0 ends", "1 begins", "1 ends"]
+    assert in_two_processes(_turns, tmp_path) == [(0, order), (1, order)]
+
+
+def test_one_process_has_the_only_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.in_turn(lambda: "蓝色 👋") == "蓝色 👋"
+
+
+def _gradients(_: Path) -> list[Any]:
+    rank = distributed.rank()
+    own, shared, frozen = (
+        torch.nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float32)
+    )
+    frozen.requires_grad_(False)
+    shared.grad = torch.tensor([1.0, 3.0], dtype=torch.bfloat16) * (rank + 1)
+    if rank == 1:
+        own.grad = torch.tensor([4.0, float("inf")])
+    distributed.average_gradients([own, frozen, shared])
+    return [own.grad, shared.grad, frozen.grad]
+
+
+def test_gradients_are_averaged_and_none_counts_as_zero(tmp_path: Path) -> None:
+    for own, shared, frozen in in_two_processes(_gradients, tmp_path):
+        assert own.tolist() == [2.0, float("inf")], "what is not finite is seen by every process"
+        assert (shared.tolist(), shared.dtype, frozen) == ([1.5, 4.5], torch.bfloat16, None)
+
+
+def _files(folder: Path) -> tuple[bool, dict[str, bytes]]:
+    own = folder / "run" if distributed.is_main() else folder / "not there"
+    with distributed.everywhere(own, ["蓝.json", "empty"]) as found:
+        return found == own, {path.name: path.read_bytes() for path in found.iterdir()}
+
+
+def test_files_of_the_main_process_are_everywhere(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "蓝.json").write_text("👋", encoding="utf-8")
+    (tmp_path / "run" / "empty").touch()
+    content = {"蓝.json": "👋".encode(), "empty": b""}
+    assert in_two_processes(_files, tmp_path) == [(True, content), (False, content)]
+
+
+def _killed(_: Path) -> None:
+    with distributed.lost_processes_explained(lambda: "checkpoint-4 is whole"):
+        distributed.barrier()
+        if distributed.rank() == 1:
+            dist.destroy_process_group()
+            return
+        dist.all_reduce(torch.ones(1))
+
+
+def test_a_process_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    said, nothing = in_two_processes(_killed, tmp_path)
+    assert nothing is None
+    assert said == (
+        "another process of the run cannot be reached any more; the launcher's summary names the first, and its exit "
+        "code (-9: killed, often for memory); checkpoint-4 is whole"
+    )
+
+
+def _away(_: Path) -> float:
+    started = time.monotonic()
+    with distributed.lost_processes_explained(lambda: "nothing was saved"):
+        distributed.barrier()
+        with distributed.waits_at_most(timedelta(seconds=1)):
+            if distributed.rank() == 1:
+                time.sleep(3)
+                return 0.0
+            try:
+                dist.all_reduce(torch.ones(1))
+            finally:
+                assert time.monotonic() - started < 3
+    return -1.0
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    said, late = in_two_processes(_away, tmp_path)
+    assert late == 0.0
+    assert said.startswith("another process of the run cannot be reached any more")
+    assert said.endswith("nothing was saved")
+
+
+def _ended(_: Path) -> None:
+    with distributed.lost_processes_explained(lambda: "nothing was saved"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_launchers_signal_is_one_line(tmp_path: Path) -> None:
+    for said in in_two_processes(_ended, tmp_path):
+        assert said.startswith("ended by SIGTERM, which a launcher sends when another process of the run has ended; ")
+
+
+def test_other_errors_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="a shape is wrong"), distributed.lost_processes_explained(lambda: ""):
+            raise RuntimeError("a shape is wrong")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        with pytest.raises(RuntimeError, match="gloo"), distributed.lost_processes_explained(lambda: ""):
+            raise RuntimeError("gloo: in one process there is no other to lose")
+    finally:
+        signal.signal(signal.SIGTERM, before)

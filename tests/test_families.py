@@ -16,7 +16,7 @@ from tiny_families import CASES, make_family
 from utils.adapters import attach_lora
 from utils.loading import choose
 from utils.models import MODELS, get_model
-from utils.training import HeadAtTargets
+from utils.target_loss import HeadAtTargets
 
 CASE_NAMES = [f"{name}-{number}" if number else name for name, number in CASES]
 ANSWER = {"instruction": "把这句话翻译成英文。", "input": "你好 🌏 </s>", "output": "Hello"}

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from conftest import TINY_BASE
 
 from utils.adapters import attach_lora, count_parameters, linear_names, load_adapter
-from utils.loading import check_bits, choose, shape
+from utils.loading import check_bits, choose, imagine
 from utils.models import get_model
 
 
@@ -129,15 +130,6 @@ def test_bits_that_a_family_does_not_take() -> None:
         check_bits(spec, 4)
 
 
-def test_shape(llama_base: Path) -> None:
-    assert shape(base_of(llama_base).load()) == {
-        "hidden": 16,
-        "layers": 2,
-        "vocabulary": len(base_of(llama_base).tokenizer()),
-        "bytes_per_value": 4,
-    }
-
-
 def test_int8_layers_do_not_warn_at_every_call(llama_base: Path, caplog: pytest.LogCaptureFixture) -> None:
     import logging
 
@@ -189,3 +181,20 @@ def test_weights_that_are_no_weights_say_so(content: bytes | None, llama_base: P
     file.write_bytes(file.read_bytes()[:2000] if content is None else content)
     with pytest.raises(ValueError, match="cannot load .*its weights cannot be read.*download it again, and whole"):
         base_of(copy).load()
+
+
+def test_an_imagined_base_is_empty_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.hub.require_reachable", lambda name: pytest.fail("the hub was asked"))
+    base = imagine("decapoda-research/llama-7b-hf", get_model("llama"))
+    assert (base.device.type, base.precision, base.quantization_bit) == ("cuda", "bf16", 8)
+    assert sum(p.numel() for p in base.empty().parameters()) == 6_738_415_616
+    assert base.empty().device.type == "meta"
+    assert (
+        type(imagine("zai-org/chatglm-6b", get_model("chatglm")).empty()).__name__ == "ChatGLMForConditionalGeneration"
+    )
+
+
+def test_which_models_must_be_told_where_padding_is() -> None:
+    assert not imagine("huggyllama/llama-7b", get_model("llama")).needs_mask
+    assert imagine("zai-org/chatglm-6b", get_model("chatglm")).needs_mask, "its prompt sees itself in both directions"
+    assert replace(imagine("x/y", get_model("auto")), trust_remote_code=True).needs_mask, "nobody knows"

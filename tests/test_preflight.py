@@ -1,47 +1,173 @@
-import shutil
-from pathlib import Path
+"""What is chosen, given what a model takes; `test_memory` is about that."""
+
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from conftest import TINY_BASE
 
-from utils.preflight import (
-    MEGABYTE,
-    activation_bytes,
-    checkpoint_bytes,
-    megabytes,
-    needs_checkpointing,
-    require_space,
-    run_bytes,
-)
+from utils import preflight
+from utils.memory import Footprint
+from utils.models import MODELS
+from utils.preflight import Device, Preflight, choose, foresee, will_it_fit
+from utils.proof import Encoded
+from utils.settings import Settings
 
-
-def test_a_run_needs_room_for_one_checkpoint_more_than_it_keeps() -> None:
-    assert run_bytes(1000, 3) - run_bytes(1000, 2) == checkpoint_bytes(1000) == 12_000
-    assert run_bytes(1000, 1) > 3 * checkpoint_bytes(1000)
+GIB = 2**30
 
 
-def test_too_little_room_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Path] = []
+@dataclass
+class Linear:
+    """A model that takes 10 GiB, and 1 MiB a position, a fifth of it where activations are computed twice."""
 
-    def usage(path: Path) -> Any:
-        asked.append(path)
-        return shutil._ntuple_diskusage(100, 95, 5 * MEGABYTE)
+    def footprint(self, *, rows: int, length: int, targets: int, checkpointing: bool) -> Footprint:
+        kept = rows * length * 2**20 // (5 if checkpointing else 1)
+        return Footprint(
+            weights=10 * GIB, adapter=0, gradients=0, optimizer=0, activations=kept, logits=0, workspace=0, overhead=0
+        )
 
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    require_space(tmp_path / "not" / "yet", 5 * MEGABYTE)
-    with pytest.raises(OSError, match="would write about 6 MB to .*where 5 MB are free: make room, choose another"):
-        require_space(tmp_path / "not" / "yet", 6 * MEGABYTE)
-    assert set(asked) == {tmp_path}
-
-
-def test_a_7b_llama_in_8_bits_fits_an_80_gb_card_and_a_long_batch_does_not() -> None:
-    shape = {"hidden": 4096, "layers": 32, "vocabulary": 32000, "bytes_per_value": 2}
-    free = 70 * 1024 * MEGABYTE
-    assert not needs_checkpointing(free, activation_bytes(4 * 512, **shape))
-    assert needs_checkpointing(free, activation_bytes(128 * 512, **shape))
-    assert not needs_checkpointing(None, activation_bytes(128 * 512, **shape))
+    def flops(self, *, tokens: int, targets: int, length: int, checkpointing: bool) -> float:
+        return 1e9 * tokens * (4 / 3 if checkpointing else 1)
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "0 MB"), (1500 * MEGABYTE, "1.5 GB"), (12 * MEGABYTE, "12 MB")])
-def test_sizes_for_people(size: int, text: str) -> None:
-    assert megabytes(size) == text
+def settings(**given: Any) -> Settings:
+    from uniform_finetune import make_parser
+    from utils.settings import resolve
+
+    flags = [f"--{name}={value}" if value is not True else f"--{name}" for name, value in given.items()]
+    return resolve(make_parser().parse_args(["--model_type", "llama", "--size", "7b", *flags]))
+
+
+LENGTHS = [100 + i for i in range(400)]
+
+
+def chosen_on(
+    gib: float, lengths: Any = LENGTHS, *, kind: str = "cuda", world_size: int = 1, **given: Any
+) -> Preflight:
+    return choose(
+        Linear(),  # pyright: ignore[reportArgumentType]
+        lengths,
+        Device(kind=kind, memory=int(gib * GIB), flops=1e12),
+        settings(**given),
+        world_size=world_size,
+        steps=10,
+        targets_share=0.4,
+        trainable=1,
+        total=100,
+    )
+
+
+def test_the_largest_micro_batch_that_fits_is_taken() -> None:
+    budgets = [chosen_on(gib).micro_batch.tokens for gib in (80, 18, 15, 13)]
+    assert budgets == [8192, 4096, 2048, 1024]
+    assert not any(chosen_on(gib).checkpointing for gib in (80, 18, 15, 13))
+
+
+def test_activations_are_computed_twice_only_where_they_would_not_fit() -> None:
+    tight = chosen_on(12)
+    assert tight.checkpointing
+    assert tight.fits
+    assert tight.micro_batch.tokens == 4096, "and then the micro-batches may be larger again"
+    assert "the activations do not fit without" in "\n".join(tight.lines())
+    assert chosen_on(12).flops_a_step > chosen_on(80).flops_a_step
+
+
+def test_what_is_asked_for_is_done() -> None:
+    assert not chosen_on(12, gradient_checkpointing="off").checkpointing
+    assert chosen_on(80, gradient_checkpointing="on").checkpointing
+    assert chosen_on(80, max_tokens_per_batch=999).micro_batch.tokens == 999
+    assert chosen_on(80, per_gpu_train_batch_size=3).micro_batch.rows == 3
+    assert chosen_on(80, packing=True).micro_batch.packing == "lines"
+    assert chosen_on(80, packing=True, attn_implementation="flash_attention_2").micro_batch.packing == "line"
+    assert not chosen_on(12, peft_type="prefix").checkpointing, "it cannot"
+
+
+def test_what_does_not_fit_is_said_with_what_helps() -> None:
+    small = chosen_on(5)
+    assert not small.fits
+    assert "it does NOT fit" in "\n".join(small.lines())
+    with pytest.raises(
+        ValueError, match=r"would need 1\d.\d GB on a device with 5.0 GB free: choose --quantization_bit 4"
+    ):
+        small.require_memory()
+    chosen_on(80).require_memory()
+
+
+def test_a_row_longer_than_any_budget_is_a_micro_batch_of_its_own() -> None:
+    assert chosen_on(80, [20_000, 10]).micro_batch.tokens == 20_000
+
+
+def test_processes_share_a_step() -> None:
+    one, four = (chosen_on(80, world_size=n) for n in (1, 4))
+    assert four.flops_a_step == pytest.approx(one.flops_a_step / 4, rel=0.05)
+    assert "each of 4 devices" in "\n".join(four.lines())
+
+
+def test_unknown_memory_always_fits() -> None:
+    found = replace(chosen_on(5), device=Device(kind="mps", memory=None, flops=1e12))
+    assert found.fits
+    assert "fit" not in "".join(line for line in found.lines() if "free" in line)
+
+
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.checkpoints])
+def test_every_row_is_answered_without_network_or_device(name: str) -> None:
+    from uniform_finetune import make_parser
+    from utils.settings import resolve
+
+    flags = ["--model_type", name, "--dry_run", "--device_memory", "80GB"]
+    values = make_parser().parse_args(flags)
+    lines = list(will_it_fit(resolve(values), Device.elsewhere(values.device_memory), world_size=1))
+    fits = any("it fits" in line for line in lines)
+    assert fits != any("does NOT fit" in line for line in lines)
+    assert any(line.startswith("time:") and "assumed, not measured" in line for line in lines)
+
+
+@pytest.mark.parametrize(("size", "flags", "fits"), [
+    ("7b", [], True), ("13b", [], True), ("30b", [], True), ("65b", [], True),
+    ("65b", ["--quantization_bit", "16"], False), ("65b", ["--quantization_bit", "4"], True),
+    ("65b", ["--quantization_bit", "16", "--fsdp"], True), ("7b", ["--peft_type", "full"], False),
+])  # fmt: skip
+def test_the_questions_people_have_about_an_a100(size: str, flags: list[str], fits: bool) -> None:
+    from uniform_finetune import make_parser
+    from utils.settings import resolve
+
+    values = make_parser().parse_args(["--model_type", "llama", "--size", size, "--dry_run", *flags])
+    lines = "\n".join(will_it_fit(resolve(values), Device.elsewhere(80 * GIB), world_size=4))
+    assert ("it fits" in lines) == fits, lines
+
+
+def test_a_run_on_this_machine_is_foreseen_from_its_rows() -> None:
+    from utils.loading import choose as choose_base
+
+    base = choose_base(str(TINY_BASE), MODELS["tiny"])
+    rows = [Encoded(input_ids=[5] * n, labels=[-100] * 3 + [5] * (n - 3), origin="", source="") for n in (9, 80, 40)]
+    from uniform_finetune import make_parser
+    from utils.settings import resolve
+
+    found = foresee(resolve(make_parser().parse_args([])), base, rows, Device.here("fp32"), 7)
+    assert found.fits
+    assert 0 < found.footprint.total < GIB
+    assert found.device.flops is not None
+    assert found.device.flops > 1e8
+    text = "\n".join(found.lines())
+    assert "for 7 steps" in text
+    assert "measured here" in text
+    assert f"trainable parameters: {found.trainable:,}" in text
+
+
+def test_packing_and_sharing_out_are_refused_before_anything_is_loaded() -> None:
+    from uniform_finetune import make_parser
+    from utils.settings import resolve
+
+    for flags, message in (
+        (["--model_type", "bloom", "--packing"], "--packing: bloom has ALiBi .*leave --packing out"),
+        (["--model_type", "chatglm", "--packing"], "--packing: a prompt of this family sees itself"),
+        (["--model_type", "llama", "--fsdp"], "--fsdp shares the base out among processes, and there is one"),
+    ):
+        chosen = resolve(make_parser().parse_args([*flags, "--dry_run"]))
+        with pytest.raises(ValueError, match=message):
+            list(will_it_fit(chosen, Device.elsewhere(80 * GIB), world_size=1))
+
+
+def test_budgets_are_powers_of_two_below_the_largest() -> None:
+    assert preflight.SMALLEST_BATCH in [preflight.LARGEST_BATCH["cuda"] // 2**i for i in range(10)]

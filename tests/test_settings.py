@@ -1,9 +1,11 @@
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import uniform_finetune
+from utils import cli
 from utils.models import MODELS, TrainingDefaults
 from utils.settings import Settings, check_output, resolve
 
@@ -55,7 +57,7 @@ def test_the_seeds_llama_command() -> None:
         ]
     )
     assert (chosen.per_gpu_train_batch_size, chosen.learning_rate, chosen.epochs) == (4, 3e-4, 1)
-    assert (chosen.gradient_accumulation_steps, chosen.cutoff_len) == (32, 512)
+    assert (chosen.batch_size, chosen.rows_a_step(1), chosen.rows_a_step(4), chosen.cutoff_len) == (128, 128, 128, 512)
 
 
 def test_a_zero_is_not_taken_for_nothing() -> None:
@@ -110,10 +112,54 @@ def test_an_unknown_method_names_the_nearest(capsys: pytest.CaptureFixture[str])
     assert "did you mean prefix" in error
 
 
-def test_checkpointing_is_on_where_activations_do_not_fit_and_the_method_allows_it() -> None:
-    assert [settings().computes_twice(fits=fits) for fits in (True, False)] == [False, True]
-    assert settings("--gradient_checkpointing", "on").computes_twice(fits=True)
-    assert not settings("--peft_type", "prefix").computes_twice(fits=False)
+def test_a_step_has_as_many_rows_for_any_number_of_processes_unless_they_are_counted_by_device() -> None:
+    def rows(*flags: str) -> list[int]:
+        return [settings("--model_type", "llama", *flags).rows_a_step(processes) for processes in (1, 2, 4)]
+
+    assert rows() == [128, 128, 128]
+    assert rows("--batch_size", "64", "--max_tokens_per_batch", "2048") == [64, 64, 64]
+    assert rows("--per_gpu_train_batch_size", "4") == [128, 128, 128]
+    assert rows("--per_gpu_train_batch_size", "100") == [128, 200, 400], "at least once on each device"
+    assert rows("--per_gpu_train_batch_size", "4", "--gradient_accumulation_steps", "8") == [32, 64, 128]
+    assert settings().rows_a_step(3) == 24
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--gradient_accumulation_steps", "8"],
+            "says how often --per_gpu_train_batch_size N rows make a step: give that",
+        ),
+        (
+            ["--gradient_accumulation_steps", "8", "--per_gpu_train_batch_size", "4", "--batch_size", "32"],
+            "--batch_size and --gradient_accumulation_steps both say how many rows a step has: give one",
+        ),
+        (
+            ["--per_gpu_train_batch_size", "4", "--max_tokens_per_batch", "999"],
+            "--per_gpu_train_batch_size and --max_tokens_per_batch both say how large a micro-batch is: give one",
+        ),
+        (["--per_gpu_train_batch_size", "4", "--packing"], "--packing fills --max_tokens_per_batch"),
+        (["--device_memory", "80GB"], "--device_memory asks about a device that need not be here: give --dry_run, too"),
+        (["--world_size", "4"], "--world_size belongs to --dry_run --device_memory SIZE; a run has as many processes"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(*flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("80GB", 80 * 2**30), ("24 GiB", 24 * 2**30), ("7.5g", 15 * 2**29), ("512mb", 2**29)]
+)
+def test_a_size_of_memory(text: str, size: int) -> None:
+    assert cli.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "80", "GB", "0GB", "-3GB", "80TBs", "八十GB", "1e3GB"])
+def test_what_is_no_size_of_memory(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size such as 80GB or 24GB"):
+        cli.memory_size(text)
 
 
 def test_auto_needs_a_model() -> None:

@@ -8,7 +8,7 @@ from conftest import RECORDS
 from transformers import TrainerCallback
 
 from utils.adapters import attach_lora
-from utils.batching import pad
+from utils.batching import MicroBatchSize, pad
 from utils.encode import encode_rows
 from utils.loading import choose
 from utils.models import get_model
@@ -16,8 +16,9 @@ from utils.progress import LOG_NAME, LogFile, Progress
 from utils.proof import IGNORED, Encoded
 from utils.readers import Row
 from utils.schedule import Steps
+from utils.target_loss import HeadAtTargets, token_loss
 from utils.templates import TEMPLATES
-from utils.training import HeadAtTargets, NotFiniteError, SupervisedTrainer, token_loss, training_arguments
+from utils.training import NotFiniteError, SupervisedTrainer, training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,6 @@ def make_trainer(
     arguments = training_arguments(
         output,
         steps,
-        per_device_batch_size=per_device,
-        accumulation=accumulation,
         learning_rate=1e-2,
         precision="fp32",
         seed=0,
@@ -59,6 +58,9 @@ def make_trainer(
         validation_rows=options.pop("validation", []),
         pad_id=3,
         steps=steps,
+        batch_size=per_device * accumulation,
+        micro_batch=options.pop("micro_batch", MicroBatchSize(rows=per_device)),
+        needs_mask=options.pop("needs_mask", False),
         callbacks=[Progress(), LogFile(output), *options.pop("callbacks", [])],
     )
 

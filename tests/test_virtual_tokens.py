@@ -19,7 +19,7 @@ from utils.loading import choose
 from utils.methods import METHODS
 from utils.methods import choose as choose_method
 from utils.models import get_model
-from utils.training import HeadAtTargets
+from utils.target_loss import HeadAtTargets
 
 VIRTUAL = [name for name, row in METHODS.items() if "num_virtual_tokens" in row.options]
 FOUR = {"hidden_size": 16, "num_attention_heads": 4, "vocab_size": 40, "num_hidden_layers": 2}

@@ -9,21 +9,26 @@ padding and changes nothing, as the loss is summed over the global batch and div
 
 from __future__ import annotations
 
+import itertools
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import numpy
 import torch
 from torch.utils.data import Dataset
 
-from utils import store
+from utils import packing, store
 from utils.proof import IGNORED, Encoded
 
 Batch = dict[str, torch.Tensor]
 Lengths = Any
 """A sequence of whole numbers by row: a list, or a numpy array."""
+
+OVERHEAD_TOKENS = 32
+"""What a micro-batch more costs, in tokens of padding; see docs/log.md."""
 
 
 class EpochPlan(Sequence[Sequence[int]]):
@@ -32,13 +37,25 @@ class EpochPlan(Sequence[Sequence[int]]):
     It holds four bytes a row.
     """
 
-    def __init__(self, num_rows: int, global_batch_size: int, *, seed: int, epoch: int) -> None:
+    def __init__(
+        self, num_rows: int, global_batch_size: int, *, seed: int, epoch: int, first: int | None = None
+    ) -> None:
+        """`first`: a row whose global batch changes places with the first."""
         self._size = global_batch_size
         self._order = array("I", range(num_rows))
         random.Random(f"{seed}:{epoch}").shuffle(self._order)  # pyright: ignore[reportArgumentType]
+        self._steps = list(range(-(-num_rows // global_batch_size)))
+        if first is not None:
+            # A smaller last batch stays the last: only the row goes, in exchange for one of the first batch.
+            at = self._order.index(first)
+            step = at // global_batch_size
+            if (step + 1) * global_batch_size > num_rows:
+                self._order[0], self._order[at] = self._order[at], self._order[0]
+            else:
+                self._steps[0], self._steps[step] = self._steps[step], self._steps[0]
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._size)
+        return len(self._steps)
 
     @overload
     def __getitem__(self, index: int) -> list[int]: ...
@@ -49,25 +66,103 @@ class EpochPlan(Sequence[Sequence[int]]):
             return [self[step] for step in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"the epoch has {len(self)} global batches, there is no number {index}")
-        return self._order[index * self._size : (index + 1) * self._size].tolist()
+        start = self._steps[index] * self._size
+        return self._order[start : start + self._size].tolist()
 
 
-def deal(rows: Sequence[int], lengths: Lengths, *, world_size: int, accumulation: int) -> list[list[list[int]]]:
-    """A global batch as micro-batches: `[rank][micro-batch]` → row numbers, longest rows first.
+MicroBatch = list[list[int]]
+"""Its lines, each the row numbers that share it: one, unless rows are packed."""
 
-    Neighbours in length share a micro-batch, and the ranks' n-th micro-batches hold rows of like length, so no rank
-    waits for another. Sizes differ by one at most; where rows run out, a micro-batch is empty.
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchSize:
+    """How large a micro-batch may be: in rows, or in tokens, padding included. One of them is given."""
+
+    rows: int | None = None
+    tokens: int | None = None
+    packing: Literal["lines", "line"] | None = None
+    """With `tokens`: rows share lines as long as the longest row, or all have one line (see `packing.in_one_line`)."""
+
+    def __post_init__(self) -> None:
+        assert (self.rows is None) != (self.tokens is None), self
+        assert self.packing is None or self.tokens is not None, self
+
+
+def cut(rows: Sequence[int], lengths: Lengths, size: MicroBatchSize) -> list[MicroBatch]:
+    """Rows as micro-batches, the longest first, in which lines are of like length.
+
+    In rows: sizes differ by one at most. In tokens: of all cuts into micro-batches of at most `size.tokens`, the one
+    with the least padding, where a micro-batch more counts as `OVERHEAD_TOKENS` of it. A row longer than that is alone.
     """
-    by_length = sorted(rows, key=lambda row: (-lengths[row], row))
-    num_micro = world_size * accumulation
-    size, larger = divmod(len(by_length), num_micro)
-    dealt: list[list[list[int]]] = [[] for _ in range(world_size)]
-    start = 0
-    for i in range(num_micro):
-        stop = start + size + (i < larger)
-        dealt[i % world_size].append(by_length[start:stop])
-        start = stop
+    by_length = sorted(rows, key=lambda row: (-int(lengths[row]), row))
+    if size.rows is not None:
+        return _evenly([[row] for row in by_length], max(1, -(-len(by_length) // size.rows)))
+    limit = size.tokens or 0
+    lines = [[row] for row in by_length]
+    if size.packing and by_length:
+        longest = int(lengths[by_length[0]])
+        lines = packing.bins(by_length, lengths, max(longest, limit) if size.packing == "line" else longest)
+        lines.sort(key=lambda line: (-_tokens(line, lengths), line))
+    sizes = [_tokens(line, lengths) for line in lines]
+    # best[i]: (cost, start of the last micro-batch) of the first i lines.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(sizes) + 1):
+        options = []
+        for start in range(end - 1, -1, -1):
+            positions = sizes[start] * (end - start)
+            if positions > limit and end - start > 1:
+                break
+            options.append((best[start][0] + positions + OVERHEAD_TOKENS, start))
+        best.append(min(options))
+    batches, end = [], len(sizes)
+    while end:
+        start = best[end][1]
+        batches.append(lines[start:end])
+        end = start
+    return batches[::-1]
+
+
+def deal(rows: Sequence[int], lengths: Lengths, size: MicroBatchSize, *, world_size: int) -> list[list[MicroBatch]]:
+    """A global batch as micro-batches: `[rank][micro-batch]`, longest rows first.
+
+    Every rank gets the same number of them, and nearly the same number of positions: the n-th micro-batches of all
+    ranks are of like size, and the larger go to those who have less. Where there are fewer lines than ranks, a
+    micro-batch is empty.
+    """
+    batches = cut(rows, lengths, size)
+
+    def cost(batch: MicroBatch) -> int:
+        return positions_of(batch, lengths)
+
+    while len(batches) % world_size:
+        batches.sort(key=cost, reverse=True)
+        largest = next((i for i, batch in enumerate(batches) if len(batch) > 1), None)
+        batches += [[]] if largest is None else _evenly(batches.pop(largest), 2)
+    batches.sort(key=lambda batch: (-cost(batch), batch))
+    dealt: list[list[MicroBatch]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for start in range(0, len(batches), world_size):
+        poorest = sorted(range(world_size), key=lambda rank: (loads[rank], rank))
+        for rank, batch in zip(poorest, batches[start : start + world_size], strict=True):
+            dealt[rank].append(batch)
+            loads[rank] += cost(batch)
     return dealt
+
+
+def positions_of(batch: MicroBatch, lengths: Lengths) -> int:
+    """Positions of a micro-batch, padding included."""
+    return max((_tokens(line, lengths) for line in batch), default=0) * len(batch)
+
+
+def _tokens(rows: Sequence[int], lengths: Lengths) -> int:
+    return sum(int(lengths[row]) for row in rows)
+
+
+def _evenly(lines: MicroBatch, number: int) -> list[MicroBatch]:
+    """`lines` in `number` parts of neighbours whose sizes differ by one at most."""
+    size, larger = divmod(len(lines), number)
+    starts = [i * size + min(i, larger) for i in range(number + 1)]
+    return [lines[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> Batch:
@@ -92,27 +187,28 @@ def shortest(rows: Sequence[Encoded], pad_id: int, *, most_rows: int = 4, most_t
     return pad([rows[row] for row in order[: max(fits, default=1)]], pad_id)
 
 
-class MicroBatches(Dataset[Batch]):
-    """This rank's micro-batches of one epoch, in order; `set_epoch` draws those of another.
+class StepBatches(Dataset[dict[str, Any]]):
+    """This rank's share of the optimizer steps of one epoch, in order; `set_epoch` draws those of another.
 
-    Besides the columns of `pad`, an item has `rows` (int64, row numbers, for error messages) and `num_targets` (int64,
-    scalar): the trained tokens of the whole global batch, by which its loss is divided.
+    An item is a step: `micro_batches`, a list of batches, and `num_targets` (int64, scalar), the trained tokens of the
+    whole global batch, by which its loss is divided. A micro-batch has the columns of `pad`, and `rows` (int64, row
+    numbers, for error messages).
     """
 
     def __init__(
         self,
         rows: Sequence[Encoded],
         pad_id: int,
+        size: MicroBatchSize,
         *,
-        per_device_batch_size: int,
-        accumulation: int,
+        batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._rows, self._pad_id, self._seed = rows, pad_id, seed
-        self._accumulation, self._rank, self._world_size = accumulation, rank, world_size
-        self._global_batch_size = per_device_batch_size * accumulation * world_size
+        """`batch_size`: rows of a global batch, of all ranks together."""
+        self._rows, self._pad_id, self._size, self._seed = rows, pad_id, size, seed
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._lengths, self._targets = store.lengths(rows), store.targets(rows)
         self.set_epoch(0)
 
@@ -123,46 +219,66 @@ class MicroBatches(Dataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draws the batches of `epoch`, from 0."""
-        self._plan = EpochPlan(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epoch)
+        self._plan = self._drawn(epoch)
+
+    def _drawn(self, epoch: int) -> EpochPlan:
+        # The longest row comes in the first step of the run: memory that runs out does so in the first minute.
+        first = int(numpy.argmax(self._lengths)) if epoch == 0 and len(self._rows) else None
+        return EpochPlan(len(self._rows), self._batch_size, seed=self._seed, epoch=epoch, first=first)
 
     def targets_before(self, step: int) -> int:
         """Trained tokens of the first `step` optimizer steps of the run, in all processes."""
         epochs, rest = divmod(step, self.steps_per_epoch)
-        plan = EpochPlan(len(self._rows), self._global_batch_size, seed=self._seed, epoch=epochs)
+        plan = self._drawn(epochs)
         begun = sum(int(self._targets[row]) for i in range(rest) for row in plan[i])
         return epochs * int(numpy.sum(self._targets)) + begun
 
     def __len__(self) -> int:
-        return len(self._plan) * self._accumulation
+        return len(self._plan)
 
-    def __getitem__(self, index: int) -> Batch:
-        step, micro = divmod(index, self._accumulation)
-        members = self._plan[step]
-        mine = deal(members, self._lengths, world_size=self._world_size, accumulation=self._accumulation)[self._rank][
-            micro
-        ]
-        # A rank without rows still takes part in the step: it sends a row through the model, untrained.
-        chosen = [self._rows[i] for i in mine] or [_without_targets(self._rows[members[-1]])]
-        return pad(chosen, self._pad_id) | {
-            "rows": torch.tensor(mine, dtype=torch.int64),
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        members = self._plan[index]
+        mine = deal(members, self._lengths, self._size, world_size=self._world_size)[self._rank]
+        return {
+            "micro_batches": [_tensors(batch, self._rows, self._pad_id, self._size, members[-1]) for batch in mine],
             "num_targets": torch.tensor(sum(int(self._targets[i]) for i in members)),
         }
 
 
+def padding_share(lengths: Lengths, size: MicroBatchSize, *, batch_size: int, seed: int, world_size: int) -> float:
+    """The share of padding among all positions of the first epoch's micro-batches; of its first 100 steps, if it has
+    more."""
+    plan = EpochPlan(len(lengths), batch_size, seed=seed, epoch=0)
+    tokens = positions = 0
+    for step in plan[:100]:
+        for batch in itertools.chain(*deal(step, lengths, size, world_size=world_size)):
+            tokens += sum(_tokens(line, lengths) for line in batch)
+            positions += positions_of(batch, lengths)
+    return 1 - tokens / positions
+
+
 def evaluation_batches(
-    rows: Sequence[Encoded], pad_id: int, batch_size: int, *, rank: int, world_size: int
+    rows: Sequence[Encoded], pad_id: int, size: MicroBatchSize, *, rank: int, world_size: int
 ) -> Iterator[Batch]:
-    """This rank's share of `rows`, each once, in batches of like length."""
+    """This rank's share of `rows`, each once, in batches of like length; the same number for every rank, so that one
+    with fewer rows ends with a row that is not trained."""
     lengths = store.lengths(rows)
-    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-    for start in range(rank * batch_size, len(order), world_size * batch_size):
-        yield pad([rows[i] for i in order[start : start + batch_size]], pad_id)
+    for batch in deal(range(len(rows)), lengths, size, world_size=world_size)[rank]:
+        yield _tensors(batch, rows, pad_id, size, 0)
 
 
 def only_item(items: list[Any]) -> Any:
     """Collates a list of one batch into that batch."""
     (item,) = items
     return item
+
+
+def _tensors(batch: MicroBatch, rows: Sequence[Encoded], pad_id: int, size: MicroBatchSize, stand_in: int) -> Batch:
+    """A micro-batch as its tensors, and `rows`, its row numbers. One without rows still takes part in a step, whose
+    processes wait for each other: it is the row `stand_in`, untrained."""
+    lines = [[rows[row] for row in line] for line in batch] or [[_without_targets(rows[stand_in])]]
+    tensors = packing.packed(lines, pad_id) if size.packing else pad([row for line in lines for row in line], pad_id)
+    return tensors | {"rows": torch.tensor([row for line in batch for row in line], dtype=torch.int64)}
 
 
 def _without_targets(row: Encoded) -> Encoded:

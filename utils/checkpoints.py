@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils import preflight
+from utils import disk
 
 
 def newest(directory: Path) -> Path | None:
@@ -83,9 +83,9 @@ def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
         kept = (
             f"{last} is whole: make room, then add --resume_from_checkpoint" if last else "no checkpoint was finished"
         )
-        free = preflight.megabytes(shutil.disk_usage(directory).free)
+        free = disk.megabytes(shutil.disk_usage(directory).free)
         raise OSError(
-            f"the disk of {directory} is full ({free} free; a checkpoint takes about {preflight.megabytes(needed)}), "
+            f"the disk of {directory} is full ({free} free; a checkpoint takes about {disk.megabytes(needed)}), "
             f"so the run stopped; {kept}"
         ) from error
 

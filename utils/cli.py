@@ -86,6 +86,15 @@ def rows_or_share(text: str) -> float:
     )
 
 
+def memory_size(text: str) -> int:
+    """`80GB`, `80G` or `80GiB` → bytes, of 2^30 in each case: what is sold as 80 GB has 81,920 MiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([mg])(?:i?b)?", text.lower())
+    size = int(float(found[1]) * {"m": 2**20, "g": 2**30}[found[2]]) if found else 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 80GB or 24GB")
+    return size
+
+
 def switch(text: str) -> bool:
     """`true` or `false`, as in `--do_sample false`."""
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

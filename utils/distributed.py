@@ -7,10 +7,14 @@ a device can compute in. Does not know models or data.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 import torch
@@ -19,8 +23,12 @@ import torch.distributed as dist
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-LONGEST_WAIT_HOURS = 12
-"""For the other processes at a barrier."""
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(hours=12)
+"""For another process: a machine that finds its rows encoded waits for one that encodes them."""
+LONGEST_STEP = timedelta(minutes=30)
+"""For another process while training: much more than a checkpoint takes to write."""
 
 
 def world_size() -> int:
@@ -36,6 +44,11 @@ def rank() -> int:
 def local_rank() -> int:
     """This process among those of its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
@@ -54,9 +67,8 @@ def join() -> None:
     if world_size() > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
-        # A machine that finds its rows encoded waits for one that encodes them; torch's own 10 minutes are too few.
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=LONGEST_WAIT_HOURS))
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
 
 
 def start() -> tuple[int, int]:
@@ -84,6 +96,113 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def in_turn(work: Callable[[], T]) -> T:
+    """What `work` gives in this process, where a machine's processes do it one after the other: what it needs of the
+    machine's memory, it needs once."""
+    done: list[T] = []
+    for turn in range(max(gather(local_world_size()))):
+        if turn == local_rank():
+            done.append(work())
+        barrier()
+    return done[0]
+
+
+@contextmanager
+def waits_at_most(limit: timedelta) -> Iterator[None]:
+    """While it holds, a process that has waited `limit` for another raises: for training, where nobody is away for
+    long. A machine that lost its power closes no connection, and would be waited for."""
+    if not dist.is_initialized():
+        yield
+        return
+    _set_timeout(limit)
+    try:
+        yield
+    finally:
+        _set_timeout(LONGEST_WAIT)
+
+
+def _set_timeout(limit: timedelta) -> None:
+    # Without a public name, but with a documentation of its own.
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    _set_pg_timeout(limit)
+
+
+_BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+"""In the errors of a process that cannot reach another; torch raises a plain RuntimeError on CPU."""
+
+
+@contextmanager
+def lost_processes_explained(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns what torch raises where another process is gone, and the signal with which a launcher then ends the others,
+    into one `OSError`; without other processes it does nothing.
+
+    Args:
+        advice: asked for what is left of the run and how to go on, when it comes to that.
+    """
+    if world_size() < 2:
+        yield
+        return
+    after = signal.signal(signal.SIGTERM, _raise_ended) or signal.SIG_DFL
+    try:
+        yield
+    except (RuntimeError, _Ended) as error:
+        what = "another process of the run cannot be reached any more"
+        if isinstance(error, _Ended):
+            what = "ended by SIGTERM, which a launcher sends when another process of the run has ended"
+        elif not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in _BROKEN)):
+            raise
+        after = signal.SIG_IGN  # it ends by itself now; a signal would only cut its words short
+        raise OSError(
+            f"{what}; the launcher's summary names the first, and its exit code (-9: killed, often for memory); "
+            f"{advice()}"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, after)
+
+
+class _Ended(BaseException):
+    """This process was sent SIGTERM."""
+
+
+def _raise_ended(*_: object) -> None:
+    raise _Ended
+
+
+@contextmanager
+def everywhere(directory: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The main process's `directory` in every process, with the files `names` at least: machines need not share a disk.
+
+    Raises:
+        OSError: a file is not there, in the main process; the others are ended by the launcher.
+    """
+    sent: list[Any] = [{name: (directory / name).read_bytes() for name in names} if is_main() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(sent, src=0)
+    if is_main():
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in sent[0].items():
+            (Path(folder) / name).write_bytes(content)
+        yield Path(folder)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Puts the mean over all processes in the place of every gradient, as DistributedDataParallel would; one that a
+    process does not have counts as zero there. For models that DistributedDataParallel does not take."""
+    trained = [p for p in parameters if p.requires_grad]
+    if not dist.is_initialized() or not trained:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([gradient.flatten().float() for gradient in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    parts = flat.split([p.numel() for p in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 def device() -> torch.device:
@@ -125,7 +244,7 @@ def set_threads() -> tuple[int, int]:
     2-core box against 5,000 and more with one. `OMP_NUM_THREADS` set by hand is left alone; torchrun's own 1 is not.
     """
     cores = usable_cores()
-    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = local_world_size()
     if "OMP_NUM_THREADS" not in os.environ or share > 1:
         # The processes of a run start together and would take each other for strangers, so only a lone one measures.
         # Under a quota the cores are shared with strangers by design, and their load says nothing.

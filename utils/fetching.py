@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from utils import hub, preflight, transfer
+from utils import disk, hub, transfer
 from utils.transfer import OnProgress, Remote, Version
 
 
@@ -230,8 +230,8 @@ def _require_space(part: Path, remote: Remote, version: Version) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise OSError(
-            f"{remote.name} takes {preflight.megabytes(needed)} more in {part.parent}, where "
-            f"{preflight.megabytes(free)} are free: make room, then run the same command again"
+            f"{remote.name} takes {disk.megabytes(needed)} more in {part.parent}, where "
+            f"{disk.megabytes(free)} are free: make room, then run the same command again"
         )
 
 
@@ -242,7 +242,7 @@ def _full_disk_explained(part: Path, remote: Remote, version: Version) -> Iterat
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = preflight.megabytes(shutil.disk_usage(part.parent).free)
+        free = disk.megabytes(shutil.disk_usage(part.parent).free)
         raise OSError(
             f"the disk of {part.parent} is full ({free} free) while {remote.name} is fetched; {_kept(part, version)}"
             "make room, then run the same command again"

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from utils import architectures, distributed, hub
 from utils.architectures import Architecture
 from utils.distributed import DTYPES, Precision
 from utils.models import MODELS, ModelSpec, gone, require_runnable
+from utils.models.configurations import configuration
 
 
 def quiet_libraries() -> None:
@@ -68,9 +69,18 @@ class Base:
     device: torch.device
     revision: str | None = None
     trust_remote_code: bool = False
+    sizes: Mapping[str, Any] | None = None
+    """What stands for `config.json` where only `empty` is wanted, from `models.configurations`."""
+
+    @property
+    def needs_mask(self) -> bool:
+        """The model must be told where padding is, or is not known not to need it."""
+        return self.spec.attention != "causal" or self.trust_remote_code
 
     def facts(self) -> dict[str, Any]:
         """`config.json` as the file has it. Raises `OSError`, with advice, where it cannot be had."""
+        if self.sizes is not None:
+            return dict(self.sizes)
         origin = self._origin()
         from transformers import PreTrainedConfig
 
@@ -84,6 +94,8 @@ class Base:
             return architecture.configuration(facts)
         from transformers import AutoConfig
 
+        if self.sizes is not None:
+            return AutoConfig.for_model(**facts)
         with _hub_errors(self.name):
             return AutoConfig.from_pretrained(self.name, **self._origin())
 
@@ -297,6 +309,21 @@ def choose(
     )
 
 
+def imagine(
+    name: str, spec: ModelSpec, *, precision: Precision | None = None, quantization_bit: int | None = None
+) -> Base:
+    """The base on a CUDA device that is not here, for `empty` alone: of a checkpoint of the registry nothing is read,
+    and the hub is not asked."""
+    return Base(
+        name=name,
+        spec=spec,
+        precision=precision or "bf16",
+        quantization_bit=quantization_bit or spec.quantization_bits[0],
+        device=torch.device("cuda"),
+        sizes=configuration(name),
+    )
+
+
 def check_bits(spec: ModelSpec, quantization_bit: int) -> None:
     """`ValueError` for bits that a family's weights do not load in."""
     if quantization_bit not in spec.quantization_bits:
@@ -326,16 +353,3 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 — not an attribute that Module declares
-
-
-def shape(model: Any) -> dict[str, int]:
-    """What `preflight.activation_bytes` asks of a model."""
-    config = model.config.get_text_config()
-    return {
-        "hidden": config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "vocabulary": config.vocab_size,
-        "bytes_per_value": next(model.parameters()).dtype.itemsize
-        if not getattr(config, "quantization_config", None)
-        else 2,
-    }

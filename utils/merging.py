@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from utils import adapter_files, adapters, distributed, equivalence, folding, outputs, preflight, runinfo
+from utils import adapter_files, adapters, disk, distributed, equivalence, folding, outputs, runinfo
 from utils.distributed import DTYPES, Precision
 from utils.encode import encode_prompt
 from utils.equivalence import Divergence
@@ -190,8 +190,8 @@ def merge(
     require_mergeable(origin.directory, origin.run.method)
     require_room(destination, overwrite=overwrite)
     plain = storage(origin.base, precision)
-    needed = checkpoint_bytes(plain, plain.precision) + preflight.SMALL_FILES
-    preflight.require_space(destination, needed, remedy="or choose another --merged_dir")
+    needed = checkpoint_bytes(plain, plain.precision) + disk.SMALL_FILES
+    disk.require_space(destination, needed, remedy="or choose another --merged_dir")
     with outputs.atomic_directory(destination) as folder:
         merged = merge_in_memory(origin, plain, into)
         sums, model_class = save(merged, origin, plain, folder, max_shard_size), type(merged.model)

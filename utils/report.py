@@ -6,7 +6,7 @@ Knows: how to draw and to write. Does not know how anything was computed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ from utils.schedule import Steps, duration
 
 
 def plan_lines(
-    settings: Mapping[str, Any], data: TrainingData, steps: Steps, *, rows_a_step: int, trainable: int, total: int
+    settings: Mapping[str, Any], data: TrainingData, steps: Steps, preflight: Iterable[str], *, rows_a_step: int
 ) -> list[str]:
-    """What a run is about to do."""
+    """What a run is about to do; `preflight`: the lines about its devices."""
     shown = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
-    lines = [f"  {name}: {value}" for name, value in shown.items() if value not in (None, "")]
+    lines = [f"  {name}: {value}" for name, value in shown.items() if value not in (None, "", False)]
     lines += [f"data: {source['name']}: {source['path']} ({source['shape']})" for source in data.sources]
     lines += data.ledger.lines()
     lines += ["tokens a row:", *preview.histogram(data.train.lengths)]
-    lines.append(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    lines += preflight
     lines.append(
         f"steps: {steps.total:,} of {rows_a_step} rows; warm-up {steps.warmup}, validation every {steps.evaluating}, "
         f"checkpoint every {steps.saving}"

@@ -39,13 +39,21 @@ class Settings:
     peft_type: str
     peft_options: dict[str, Any]
     """The method's own flags; no other's are in it."""
-    per_gpu_train_batch_size: int
-    gradient_accumulation_steps: int
+    batch_size: int
+    """Rows of an optimizer step, unless `gradient_accumulation_steps` says it; see `rows_a_step`."""
+    per_gpu_train_batch_size: int | None
+    gradient_accumulation_steps: int | None
+    max_tokens_per_batch: int | None
+    packing: bool
     epochs: float
     max_steps: int | None
     learning_rate: float
     warmup_steps: int | None
     gradient_checkpointing: Literal["auto", "on", "off"]
+    attn_implementation: str | None
+    liger_kernel: bool
+    torch_compile: bool
+    fsdp: bool
     seed: int
     output_dir: Path
     resume_from_checkpoint: str | None
@@ -60,6 +68,14 @@ class Settings:
         """What is trained, and how."""
         return methods.Choice(name=self.peft_type, options=self.peft_options)
 
+    def rows_a_step(self, world_size: int) -> int:
+        """Rows of an optimizer step in all of `world_size` processes: as many for any number of them, unless
+        `gradient_accumulation_steps` says how often each is to go through the model."""
+        rows, times = self.per_gpu_train_batch_size, self.gradient_accumulation_steps
+        if rows is None:
+            return self.batch_size
+        return rows * times * world_size if times else max(self.batch_size, rows * world_size)
+
     def steps(self, rows: int, *, rows_a_step: int) -> Steps:
         """When things happen, in optimizer steps, for a training part of `rows`."""
         return plan_steps(
@@ -73,10 +89,10 @@ class Settings:
             evaluating=self.eval_steps,
         )
 
-    def computes_twice(self, *, fits: bool) -> bool:
-        """Whether gradient checkpointing is on; `fits`: the activations would fit into memory without."""
-        auto = not fits and self.method.method.gradient_checkpointing
-        return {"on": True, "off": False, "auto": auto}[self.gradient_checkpointing]
+    @property
+    def extras(self) -> list[str]:
+        """Rows of `utils.extras` that were asked for, attention aside."""
+        return [name for name in ("liger_kernel", "torch_compile") if getattr(self, name)]
 
     def plan(self) -> dict[str, Any]:
         """What a checkpoint can only be gone on with; AdaLoRA's steps follow from the length of the run."""
@@ -158,8 +174,37 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     """Batches, steps and the learning rate."""
     add = parser.add_argument_group("training").add_argument
-    add("--per_gpu_train_batch_size", type=cli.positive_int, help=f"rows of a micro-batch on each device {FROM_ROW}")
-    add("--gradient_accumulation_steps", type=cli.positive_int, help=f"micro-batches of an optimizer step {FROM_ROW}")
+    add(
+        "--batch_size",
+        type=cli.positive_int,
+        help=f"rows of an optimizer step, the same for any number of devices {FROM_ROW}",
+    )
+    add(
+        "--max_tokens_per_batch",
+        type=cli.positive_int,
+        metavar="T",
+        help="positions that go through the model at once on each device, padding included: rows of like length share "
+        "a micro-batch (default: what fits into memory)",
+    )
+    add(
+        "--per_gpu_train_batch_size",
+        type=cli.positive_int,
+        metavar="N",
+        help="rows that go through the model at once on each device, instead of --max_tokens_per_batch",
+    )
+    add(
+        "--gradient_accumulation_steps",
+        type=cli.positive_int,
+        metavar="A",
+        help="with --per_gpu_train_batch_size N: an optimizer step has N rows, A times, on each device, instead of "
+        "--batch_size",
+    )
+    add(
+        "--packing",
+        action="store_true",
+        help="several rows behind each other in one line of a batch, blind to each other; refused where they would not "
+        "be (default: rows of like length share a batch)",
+    )
     add("--epochs", type=cli.positive_float, help=f"passes over the data {FROM_ROW}")
     add("--max_steps", type=cli.positive_int, help="optimizer steps, instead of --epochs")
     add(
@@ -175,6 +220,31 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
         help="compute activations twice to save memory; auto: where they would not fit (default: auto)",
     )
     add("--seed", type=int, default=42, help="of the split, the order, the adapter and the dropout (default: 42)")
+
+
+def add_speed_flags(parser: argparse.ArgumentParser) -> None:
+    """Faster kernels, each of which must first give the plain model's loss and gradients; and several devices."""
+    add = parser.add_argument_group("speed", "see docs/gpu.md and docs/several-gpus.md").add_argument
+    add(
+        "--attn_implementation",
+        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+        help="how attention is computed (default: transformers' choice, sdpa where the family has it)",
+    )
+    add("--liger_kernel", action="store_true", help="Liger's fused kernels (pip install -r requirements-gpu.txt)")
+    add("--torch_compile", action="store_true", help="compile each layer; worth it for long runs")
+    add(
+        "--fsdp",
+        action="store_true",
+        help="share the frozen base out among the processes, for one that is larger than a device",
+    )
+    add(
+        "--device_memory",
+        type=cli.memory_size,
+        metavar="SIZE",
+        help="with --dry_run: whether it fits on a CUDA device with this much memory, such as 80GB, which need not be "
+        "here; nor need the model",
+    )
+    add("--world_size", type=cli.positive_int, metavar="N", help="with --device_memory: on so many of them")
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +292,13 @@ def resolve(values: argparse.Namespace) -> Settings:
         quantization_bit=values.quantization_bit,
         gradient_checkpointing=values.gradient_checkpointing,
     )
+    _check_batches(values)
+    if values.device_memory and not values.dry_run:
+        raise ValueError("--device_memory asks about a device that need not be here: give --dry_run, too")
+    if values.world_size and not values.device_memory:
+        raise ValueError(
+            "--world_size belongs to --dry_run --device_memory SIZE; a run has as many processes as torchrun starts"
+        )
     row = family | {"template": spec.template, "data": [spec.training.data]}
     # To eight digits: a fifteenth of a rate is then written as a person would.
     row["learning_rate"] = float(f"{spec.training.learning_rate * chosen.method.learning_rate:.8g}")
@@ -238,6 +315,23 @@ def resolve(values: argparse.Namespace) -> Settings:
         resolved["model_name_or_path"], catalog.mixture_name(resolved["data"]), values.peft_type
     )
     return Settings(**{field.name: resolved[field.name] for field in fields(Settings)})
+
+
+def _check_batches(values: argparse.Namespace) -> None:
+    rows, times = values.per_gpu_train_batch_size, values.gradient_accumulation_steps
+    if times and not rows:
+        raise ValueError(
+            "--gradient_accumulation_steps says how often --per_gpu_train_batch_size N rows make a step: give that, "
+            "too, or --batch_size alone"
+        )
+    if times and values.batch_size:
+        raise ValueError("--batch_size and --gradient_accumulation_steps both say how many rows a step has: give one")
+    if rows and values.max_tokens_per_batch:
+        raise ValueError(
+            "--per_gpu_train_batch_size and --max_tokens_per_batch both say how large a micro-batch is: give one"
+        )
+    if rows and values.packing:
+        raise ValueError("--packing fills --max_tokens_per_batch, and --per_gpu_train_batch_size counts rows: give one")
 
 
 def check_output(directory: Path, base: str, *, overwrite: bool, resume: str | None) -> None:

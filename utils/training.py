@@ -11,7 +11,8 @@ the rows named.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,60 +23,22 @@ from accelerate.utils import extract_model_from_parallel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from utils import distributed
+from utils import distributed, extras, store
 from utils.adapters import Attached
-from utils.batching import Batch, MicroBatches, evaluation_batches, only_item
-from utils.proof import IGNORED, Encoded
+from utils.batching import MicroBatchSize, StepBatches, evaluation_batches, only_item, shortest
+from utils.proof import Encoded
 from utils.schedule import Steps, learning_rate_factor
+from utils.target_loss import HeadAtTargets, trained_positions
 
-
-def trained_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Where the next token is trained: bool (rows, length), of `labels` (rows, length)."""
-    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED
-
-
-def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy (float32, scalar) of the trained tokens; 0 with a gradient where nothing is trained.
-
-    Args:
-        logits: (rows, length, vocabulary), or (trained tokens, vocabulary) from a head behind `HeadAtTargets`.
-        labels: (rows, length); a position's logits predict the label of the next.
-    """
-    chosen = logits if logits.dim() == 2 else logits[trained_positions(labels)]
-    targets = labels[:, 1:][labels[:, 1:] != IGNORED]
-    return torch.nn.functional.cross_entropy(chosen.float(), targets, reduction="sum")
-
-
-class HeadAtTargets:
-    """Lets the output head see the trained positions alone: the logits of a prompt are never used, and with a large
-    vocabulary they cost most of the memory and much of the time. It hooks into the head, so no model's code changes."""
-
-    def __init__(self, model: Any) -> None:
-        self._positions: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """`token_loss` of `model`, which may be wrapped, on a batch."""
-        self._positions = trained_positions(batch["labels"])
-        try:
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        finally:
-            self._positions = None
-        return token_loss(logits, batch["labels"])
-
-    def _select(self, head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if self._positions is None:
-            return None
-        own = inputs[0][:, -self._positions.shape[1] :]  # virtual tokens stand before those of the batch
-        return (own[self._positions], *inputs[1:])
+LOSS_TOLERANCE: Mapping[distributed.Precision, float] = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 5e-3}
+"""How far the loss at the targets may lie from that of the model's own logits, relative; both are sums over many tokens
+and round less than a logit does (`verification.TOLERANCE`)."""
 
 
 def training_arguments(
     output_dir: Path,
     steps: Steps,
     *,
-    per_device_batch_size: int,
-    accumulation: int,
     learning_rate: float,
     precision: distributed.Precision,
     seed: int,
@@ -88,9 +51,9 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps.total,
-        per_device_train_batch_size=per_device_batch_size,
-        per_device_eval_batch_size=per_device_batch_size,
-        gradient_accumulation_steps=accumulation,
+        # An item of our loader is a whole step: how many micro-batches that is, only we know.
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
         learning_rate=learning_rate,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
@@ -133,23 +96,34 @@ class SupervisedTrainer(Trainer):
         validation_rows: Sequence[Encoded],
         pad_id: int,
         steps: Steps,
+        batch_size: int,
+        micro_batch: MicroBatchSize,
+        needs_mask: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
         processing_class: Any = None,
         attached: Attached | None = None,
     ) -> None:
-        """`attached`: what `model` belongs to, where its method wants more than gradients."""
+        """
+        Args:
+            batch_size: rows of an optimizer step, in all processes together.
+            micro_batch: how many of them go through the model at once.
+            needs_mask: see `HeadAtTargets`.
+            attached: what `model` belongs to, where its method wants more than gradients.
+        """
         self._attached, self._penalty, self._micro_batches = attached, None, 1
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.trained_tokens = 0
+        self._tokens, self._positions, self._extras = 0, 0, extras.Enabled()
         self._session = (time.perf_counter(), 0)
         self.unwrapped = model
-        self._head = HeadAtTargets(model)
-        self._pad_id, self._steps = pad_id, steps
-        self._batches = MicroBatches(
+        self._head = HeadAtTargets(model, needs_mask=needs_mask)
+        self._pad_id, self._steps, self._micro_batch = pad_id, steps, micro_batch
+        self._lengths = store.lengths(train_rows)
+        self._batches = StepBatches(
             train_rows,
             pad_id,
-            per_device_batch_size=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
+            micro_batch,
+            batch_size=batch_size,
             seed=args.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -168,19 +142,22 @@ class SupervisedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
-    def get_train_dataloader(self) -> DataLoader[Batch]:
-        """This rank's own micro-batches: accelerate must not deal them again."""
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This rank's own share of each step: accelerate must not deal it again."""
         return DataLoader(self._batches, batch_size=1, collate_fn=only_item)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Any]:
-        """The micro-batches of one step and the trained tokens of its global batch."""
-        batches = list(islice(epoch_iterator, num_batches))
-        self._micro_batches = len(batches)
-        num_targets = batches[0]["num_targets"] if batches else None
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """This rank's share of one step and the trained tokens of its global batch."""
+        shares = list(islice(epoch_iterator, num_batches))
+        num_targets = shares[0]["num_targets"] if shares else None
         self.trained_tokens += int(num_targets) if num_targets is not None else 0
-        return batches, num_targets
+        return shares, num_targets
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """0: Trainer's estimate counts weight gradients that are not computed, and warns where it finds no ids."""
+        return 0
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule of `learning_rate_factor`."""
@@ -193,13 +170,20 @@ class SupervisedTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of a micro-batch; remembers its loss and rows for the guard."""
-        rows = inputs["rows"]
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._penalty is not None:
-            loss, self._penalty = loss - self._penalty, None  # what is logged compares with other methods
-        self._seen.append((loss, rows))
-        return loss
+        """Forward and backward of a step's micro-batches, whose gradients the processes share after the last; remembers
+        losses and rows for the guard."""
+        batches = inputs["micro_batches"]
+        self._micro_batches = len(batches)
+        for i, batch in enumerate(batches):
+            rows = batch["rows"]
+            self._tokens += sum(int(self._lengths[row]) for row in rows.tolist())
+            self._positions += batch["input_ids"].numel()
+            with nullcontext() if i == len(batches) - 1 else self.accelerator.no_sync(model):
+                loss = super().training_step(model, batch | {"num_targets": inputs["num_targets"]}, num_items_in_batch)
+            if self._penalty is not None:
+                loss, self._penalty = loss - self._penalty, None  # what is logged compares with other methods
+            self._seen.append((loss, rows))
+        return torch.stack([loss for loss, _ in self._seen]).sum()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -250,7 +234,7 @@ class SupervisedTrainer(Trainer):
         batches = evaluation_batches(
             self.validation_rows,
             self._pad_id,
-            self.args.per_device_eval_batch_size,
+            self._micro_batch,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -266,10 +250,14 @@ class SupervisedTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the trained tokens so far, and their rate since this process began, to every log line."""
+        """Adds to every log line the trained tokens so far, their rate since this process began, and the share of
+        padding among the positions that this process has computed since the line before."""
         started, tokens = self._session
         rate = (self.trained_tokens - tokens) / (time.perf_counter() - started)
         figures = {"trained_tokens": self.trained_tokens, "trained_tokens_per_second": round(rate, 1)}
+        if self._positions:
+            figures["padding"] = round(1 - self._tokens / self._positions, 4)
+            self._tokens, self._positions = 0, 0
         super().log({**logs, **figures}, start_time)
 
     def final_metrics(self) -> dict[str, float]:
@@ -283,10 +271,37 @@ class SupervisedTrainer(Trainer):
             metrics["validation_loss"] = done[-1] if done else self.evaluate()["eval_loss"]
         return metrics
 
+    def accelerate(self, wanted: Sequence[str], *, attention: str | None = None) -> None:
+        """Switches on those of `utils.extras` with which the model's loss and gradients stay what they are; says so."""
+        probe = self._prepare_inputs(shortest(self.train_rows, self._pad_id))
+
+        def loss(model: Any, batch: Any) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return self._head.loss(model, batch)
+
+        self._extras = extras.enable(
+            self.unwrapped, wanted, probe, loss, precision=self._precision, attention=attention
+        )
+        for note in self._extras.notes:
+            distributed.say(note)
+
     def release(self) -> None:
-        """Takes off what accelerate put around the model's forward pass: with its autocast a bf16 model computes other
-        logits than the same weights read back (tests/test_families.py)."""
+        """Takes off what accelerate put around the model's forward pass (with its autocast a bf16 model computes other
+        logits than the same weights read back: tests/test_families.py), and the extras."""
         extract_model_from_parallel(self.unwrapped, keep_fp32_wrapper=False)
+        self._extras.switch_off()
+
+    def prove_loss(self) -> None:
+        """Says so where the loss has to be computed in a dearer way; `ValueError` where it cannot be."""
+        probe = self._prepare_inputs(shortest(self.train_rows, self._pad_id))
+        with self.accelerator.autocast():
+            note = self._head.prove(self.unwrapped, probe, tolerance=LOSS_TOLERANCE[self._precision])
+        if note:
+            distributed.say(note)
+
+    @property
+    def _precision(self) -> distributed.Precision:
+        return "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
 
     def set_epoch(self, epoch: int) -> None:
         """Draws the batches of `epoch`."""
@@ -354,6 +369,7 @@ class _Guard(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.prove_loss()
         self._trainer.catch_up(state)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

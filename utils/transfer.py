@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
-from utils import hub, preflight
+from utils import disk, hub
 
 WAITS = (1.0, 2.0, 4.0)
 """Seconds before each further attempt."""
@@ -159,7 +159,7 @@ def persistently(attempt: Callable[[], Value], measure: Callable[[], int] = lamb
         try:
             return attempt()
         except Exception as error:
-            if measure() - before >= preflight.MEGABYTE:
+            if measure() - before >= disk.MEGABYTE:
                 failures = 0
             wait = _wait(error, failures)
             if wait is None:

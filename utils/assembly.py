@@ -1,0 +1,55 @@
+"""A run's trainer, put together: base, method, data and what the preflight chose.
+
+Knows: in which order the parts need each other. Does not know flags, or what any part does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utils import adapters, distributed, packing, progress, training
+from utils.adapters import Attached
+from utils.dataset import TrainingData
+from utils.loading import Base
+from utils.preflight import Preflight
+from utils.schedule import Steps
+from utils.settings import Settings
+from utils.training import SupervisedTrainer
+
+
+def make_trainer(
+    chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, foreseen: Preflight
+) -> tuple[Attached, SupervisedTrainer]:
+    """The base with what is trained in it, fresh, and its trainer."""
+    chosen.output_dir.mkdir(parents=True, exist_ok=True)
+    distributed.seed(chosen.seed)  # the adapter starts alike in every process
+    attached = adapters.attach(base.load(), chosen.method, total_steps=steps.total)
+    if chosen.packing:
+        packing.require_isolation(attached.model, data.train, tokenizer.pad_token_id)
+    arguments = training.training_arguments(
+        chosen.output_dir,
+        steps,
+        learning_rate=chosen.learning_rate,
+        precision=chosen.precision or base.precision,
+        seed=chosen.seed,
+        validates=bool(data.validation),
+        gradient_checkpointing=foreseen.checkpointing,
+        save_total_limit=chosen.save_total_limit,
+        report_to=chosen.report_to,
+    )
+    trainer = training.SupervisedTrainer(
+        attached.model,
+        arguments,
+        train_rows=data.train,
+        validation_rows=data.validation,
+        pad_id=tokenizer.pad_token_id,
+        steps=steps,
+        batch_size=chosen.rows_a_step(distributed.world_size()),
+        micro_batch=foreseen.micro_batch,
+        needs_mask=base.needs_mask or adapters.virtual_tokens(attached.model) > 0,
+        callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
+        processing_class=tokenizer,
+        attached=attached,
+    )
+    trainer.accelerate(chosen.extras, attention=chosen.attn_implementation)
+    return attached, trainer
