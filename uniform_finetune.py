@@ -96,13 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     foreseen.require_memory()
     disk.require_space(chosen.output_dir, disk.run_bytes(foreseen.trainable, chosen.save_total_limit))
-    with checkpoints.full_disk_explained(chosen.output_dir, disk.checkpoint_bytes(foreseen.trainable)):
+    with (
+        checkpoints.full_disk_explained(chosen.output_dir, disk.checkpoint_bytes(foreseen.trainable)),
+        distributed.lost_processes_explained(lambda: checkpoints.left_of(chosen.output_dir)),
+    ):
         if chosen.method.method.trains_base:
             base = replace(base, precision="fp32")
         trained = train(chosen, base, tokenizer, data, steps, foreseen, flags.overwrite)
-        distributed.barrier()
-        distributed.leave()
-        if distributed.is_main():
+        if not chosen.fsdp:
+            distributed.leave()
+        if distributed.is_main() or chosen.fsdp:
             finish(chosen, base, tokenizer, data, trained)
     return 0
 
@@ -164,11 +167,10 @@ def train(
     attached, trainer = assembly.make_trainer(chosen, base, tokenizer, data, steps, foreseen)
     before = verification.marks(attached.model)
     if distributed.is_main():
-        if overwrite:
-            runinfo.clear(chosen.output_dir)
-        checkpoints.keep_plan(chosen.output_dir, chosen.plan())
+        checkpoints.begin(chosen.output_dir, chosen.plan(), overwrite=overwrite)
     distributed.barrier()
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    with distributed.waits_at_most(distributed.LONGEST_STEP):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = trainer.final_metrics()
     seconds = round(time.time() - started, 1)
     trainer.release()
@@ -183,13 +185,17 @@ def train(
 
 def finish(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, trained: Trained) -> None:
     """Reads what was saved back into a fresh base, which must answer alike, and reports."""
-    from utils import adapters, distributed, report, verification
+    from utils import adapter_files, assembly, distributed, report, verification
 
     gc.collect()  # the second base takes the place of the first
     method, template = chosen.method.method, get_template(chosen.template)
-    reloaded = adapters.reopen(base, method, chosen.output_dir)
     facts: dict[str, Any] = {"precision": base.precision, "method": method, "moved": trained.moved}
-    verified = verification.verify_adapter(chosen.output_dir, reloaded, trained.probe, trained.logits, **facts)
+    with distributed.everywhere(chosen.output_dir, adapter_files.NAMES if chosen.fsdp else ()) as saved:
+        reloaded = assembly.reopen(chosen, base, saved)
+        verified = verification.verify_adapter(saved, reloaded, trained.probe, trained.logits, **facts)
+    distributed.leave()
+    if not distributed.is_main():
+        return
     run = runinfo.RunInfo(
         settings=chosen.as_dict(),
         base_fingerprint=base.fingerprint(),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.checkpoints import full_disk_explained, keep_plan, newest, to_resume
+from utils.checkpoints import begin, full_disk_explained, newest, to_resume
 
 
 def make(directory: Path, *steps: int, cut: int | None = None) -> None:
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
     plan = {"peft_type": "lora", "lora_r": 8, "lora_target_modules": ["q_proj"]}
-    keep_plan(tmp_path, plan)
+    begin(tmp_path, plan, overwrite=False)
     assert to_resume(tmp_path, "", plan) == tmp_path / "checkpoint-5"
     for change, message in (
         ({**plan, "lora_r": 4}, "it was trained with --lora_r 8, now it is 4: give the same"),

@@ -166,13 +166,8 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-4 * top
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [["-m", "torch.distributed.run"], ["-m", "torch.distributed.launch"]],
-    ids=["torchrun", "launch"],
-)
 def test_two_processes_train_what_one_trains(
-    launcher: list[str], llama_base: Path, records_file: Path, tmp_path: Path, run_script: RunScript
+    llama_base: Path, records_file: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
     shape = ["--epochs", "3", "--val_set_size", "2", "--gradient_accumulation_steps", "1"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -181,7 +176,7 @@ def test_two_processes_train_what_one_trains(
         "uniform_finetune.py",
         *[*FLAGS, "--model_name_or_path", llama_base, "--data", records_file, "--output_dir", two],
         *[*shape, "--per_gpu_train_batch_size", 2],
-        launcher=[*launcher, "--nproc_per_node", "2", "--master_port", "29555"],
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29555"],
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("adapter verified") == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+NAMES = (CONFIG, WEIGHTS)
 _REMEDY = "copy the run's directory again, or train again"
 
 

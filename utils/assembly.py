@@ -5,9 +5,10 @@ Knows: in which order the parts need each other. Does not know flags, or what an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from utils import adapters, distributed, packing, progress, training
+from utils import adapters, distributed, packing, progress, sharding, training
 from utils.adapters import Attached
 from utils.dataset import TrainingData
 from utils.loading import Base
@@ -23,7 +24,15 @@ def make_trainer(
     """The base with what is trained in it, fresh, and its trainer."""
     chosen.output_dir.mkdir(parents=True, exist_ok=True)
     distributed.seed(chosen.seed)  # the adapter starts alike in every process
-    attached = adapters.attach(base.load(), chosen.method, total_steps=steps.total)
+
+    def attach(whole: Base) -> Attached:
+        return adapters.attach(whole.load(), chosen.method, total_steps=steps.total)
+
+    attached = (
+        sharding.load_in_turn(lambda: attach(base.on_cpu()), base.device, model_of=lambda made: made.model)
+        if chosen.fsdp
+        else attach(base)
+    )
     if chosen.packing:
         packing.require_isolation(attached.model, data.train, tokenizer.pad_token_id)
     arguments = training.training_arguments(
@@ -50,6 +59,16 @@ def make_trainer(
         callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
         processing_class=tokenizer,
         attached=attached,
+        sharded=chosen.fsdp,
     )
     trainer.accelerate(chosen.extras, attention=chosen.attn_implementation)
     return attached, trainer
+
+
+def reopen(chosen: Settings, base: Base, directory: Path) -> Any:
+    """The model that a run of `chosen` saved in `directory`, for inference; a shared-out one in all processes."""
+    if not chosen.fsdp:
+        return adapters.reopen(base, chosen.method.method, directory)
+    return sharding.load_in_turn(
+        lambda: adapters.reopen(base.on_cpu(), chosen.method.method, directory), base.device, model_of=lambda made: made
+    )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils import disk
+from utils import disk, runinfo
 
 
 def newest(directory: Path) -> Path | None:
@@ -26,8 +26,10 @@ PLAN = "plan.json"
 """What the checkpoints of a run's directory are of."""
 
 
-def keep_plan(directory: Path, plan: Mapping[str, Any]) -> None:
-    """Writes down what the checkpoints that will come are of."""
+def begin(directory: Path, plan: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Writes down what the checkpoints that will come are of; `overwrite` deletes the run that is there."""
+    if overwrite:
+        runinfo.clear(directory)
     (directory / PLAN).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
 
 
@@ -62,6 +64,12 @@ def to_resume(directory: Path, wish: str | None, plan: Mapping[str, Any]) -> Pat
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: no trainer_state.json, so not a whole checkpoint")
     _require_same_plan(checkpoint, plan)
     return checkpoint
+
+
+def left_of(directory: Path) -> str:
+    """What a run that broke off has left in `directory`, and how to go on."""
+    last = newest(directory)
+    return f"{last} is whole: add --resume_from_checkpoint to go on" if last else "no checkpoint was finished"
 
 
 @contextmanager

@@ -78,8 +78,9 @@ def start() -> tuple[int, int]:
 
 
 def leave() -> None:
-    """Leaves the process group, if any."""
+    """Leaves the process group, if any, once all have come so far."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

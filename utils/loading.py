@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,10 @@ class Base:
     def needs_mask(self) -> bool:
         """The model must be told where padding is, or is not known not to need it."""
         return self.spec.attention != "causal" or self.trust_remote_code
+
+    def on_cpu(self) -> Base:
+        """The same base, to be loaded into the machine's memory."""
+        return replace(self, device=torch.device("cpu"))
 
     def facts(self) -> dict[str, Any]:
         """`config.json` as the file has it. Raises `OSError`, with advice, where it cannot be had."""

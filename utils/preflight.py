@@ -16,7 +16,7 @@ from utils import adapters, batching, distributed, sharding, store
 from utils.batching import Lengths, MicroBatchSize
 from utils.disk import megabytes
 from utils.loading import Base, imagine
-from utils.memory import Footprint, MemoryModel
+from utils.memory import Footprint, MemoryModel, measured_flops
 from utils.methods import schedule
 from utils.models import get_model
 from utils.models.configurations import STAND_INS
@@ -51,14 +51,13 @@ class Device:
 
     @classmethod
     def here(cls, precision: distributed.Precision) -> Device:
-        """This process's, as it is now."""
-        from utils.memory import measured_flops
-
-        device = distributed.device()
-        free = distributed.free_memory()
+        """The poorest of this run's, as they are now: all processes choose alike, or they would wait for each other."""
+        device, free = distributed.device(), distributed.free_memory()
         if device.type == "cpu":
             free = psutil.virtual_memory().available // distributed.local_world_size()
-        return cls(kind=device.type, memory=free, flops=measured_flops(device, precision))
+        every = [size for size in distributed.gather(free) if size is not None]
+        flops = min(distributed.gather(measured_flops(device, precision)))
+        return cls(kind=device.type, memory=min(every, default=None), flops=flops)
 
     @classmethod
     def elsewhere(cls, memory: int) -> Device:

@@ -102,6 +102,7 @@ class SupervisedTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         processing_class: Any = None,
         attached: Attached | None = None,
+        sharded: bool = False,
     ) -> None:
         """
         Args:
@@ -137,6 +138,9 @@ class SupervisedTrainer(Trainer):
             callbacks=[_Guard(self), *callbacks],
             processing_class=processing_class,
         )
+        self._sharded = sharded
+        if sharded:  # accelerate refuses DistributedDataParallel around it; what is marked as prepared it leaves alone
+            self.accelerator.prepare_model(model, evaluation_mode=True)
         self.remove_callback(PrinterCallback)  # it would print each log entry as a dictionary
         # The loss that compute_loss returns is divided already; without these, Trainer would divide it once more.
         self.model_accepts_loss_kwargs = True
@@ -183,6 +187,8 @@ class SupervisedTrainer(Trainer):
             if self._penalty is not None:
                 loss, self._penalty = loss - self._penalty, None  # what is logged compares with other methods
             self._seen.append((loss, rows))
+        if self._sharded:
+            distributed.average_gradients(self.unwrapped.parameters())
         return torch.stack([loss for loss, _ in self._seen]).sum()
 
     def compute_loss(
