@@ -203,6 +203,11 @@ def train(configuration: Configuration, folder: Path) -> None:
         needs_mask=False,
         attached=attached,
     )
+    # Weights that are read in place would count by the pages touched, and so would those they were quantised from.
+    for parameter in attached.model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+    gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the largest resident memory counts from here
     trainer.train()

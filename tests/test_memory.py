@@ -166,4 +166,4 @@ def test_the_heads_part_is_what_the_loss_really_takes(trained: bool, monkeypatch
 
 def test_time_is_operations_by_speed() -> None:
     assert seconds(3e12, 1e12) == 3.0
-    assert measured_flops("cpu", "fp32", width=64, rows=64) > 1e6
+    assert measured_flops("cpu", "fp32", most=64) > 1e6

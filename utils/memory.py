@@ -204,17 +204,17 @@ def seconds(flops: float, device_flops: float) -> float:
     return flops / device_flops
 
 
-def measured_flops(device: torch.device | str, precision: Precision, *, width: int = 2048, rows: int = 1024) -> float:
-    """FLOP/s of a product (rows, width) x (width, width) on `device` in `precision`: the fastest of three or more in a
-    twentieth of a second."""
+def measured_flops(device: torch.device | str, precision: Precision, *, most: int = 2048) -> float:
+    """FLOP/s of square products on `device` in `precision`: the fastest of those of a twentieth of a second, each of
+    twice the width of the one before, up to `most`. Where a precision is emulated, the first already takes that long."""
     kind = DTYPES[precision]
-    left, right = (torch.ones((n, width), dtype=kind, device=device) for n in (rows, width))
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    best, spent, times = float("inf"), 0.0, 0
-    while spent < 0.05 or times < 3:
+    best, spent, width = 0.0, 0.0, 128
+    while spent < 0.05:
+        left = torch.ones((width, width), dtype=kind, device=device)
         started = time.perf_counter()
-        torch.mm(left, right)
+        torch.mm(left, left)
         wait()
         took = time.perf_counter() - started
-        best, spent, times = min(best, took), spent + took, times + 1
-    return 2.0 * rows * width * width / best
+        best, spent, width = max(best, 2.0 * width**3 / took), spent + took, min(most, 2 * width)
+    return best

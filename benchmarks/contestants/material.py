@@ -70,18 +70,14 @@ def records(folder: Path) -> Path:
     return out
 
 
-def rows(folder: Path, *, global_batch: int, steps: int) -> Path:
-    """A file of the first `steps` global batches of the first epoch: `{"batches": [[{"input_ids", "labels"}]]}`."""
-    import numpy
-
+def mixture(folder: Path) -> Any:
+    """All the rows, encoded: `dataset.TrainingData`."""
     from utils import catalog, dataset, loading
-    from utils.batching import EpochPlan
     from utils.models import get_model
-    from utils.outputs import atomic
     from utils.templates import get_template
 
     chosen = loading.choose(str(base(folder, "20m")), get_model("llama"), precision="fp32", quantization_bit=16)
-    data = dataset.build(
+    return dataset.build(
         catalog.parse_mixture([str(records(folder))]),
         get_template("alpaca"),
         chosen.tokenizer(),
@@ -90,6 +86,16 @@ def rows(folder: Path, *, global_batch: int, steps: int) -> Path:
         val_set_size=0,
         seed=SEED,
     )
+
+
+def rows(folder: Path, *, global_batch: int, steps: int) -> Path:
+    """A file of the first `steps` global batches of the first epoch: `{"batches": [[{"input_ids", "labels"}]]}`."""
+    import numpy
+
+    from utils.batching import EpochPlan
+    from utils.outputs import atomic
+
+    data = mixture(folder)
     longest = int(numpy.argmax(data.train.lengths))  # it is in the first step of every run
     plan = EpochPlan(len(data.train), global_batch, seed=SEED, epoch=0, first=longest)
     batches = [[data.train[row] for row in plan[step]] for step in range(steps)]
