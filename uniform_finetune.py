@@ -174,7 +174,7 @@ def train(
     metrics = trainer.final_metrics()
     seconds = round(time.time() - started, 1)
     trainer.release()
-    probe = batching.shortest(data.train, tokenizer.pad_token_id)
+    probe = batching.shortest(data.train, tokenizer.pad_token_id, most_tokens=2**24 // len(tokenizer))
     moved = verification.require_moved(attached.model, before, chosen.method.method)
     logits = verification.probe_logits(attached.model, probe)
     if distributed.is_main():

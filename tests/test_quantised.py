@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from utils import quantised
 from utils.adapters import attach, reopen
 from utils.loading import choose, quiet_libraries
 from utils.methods import METHODS, schedule
@@ -57,3 +58,32 @@ def test_gradients_reach_the_first_layer_after_an_evaluation_and_what_is_saved_c
     made.save(tmp_path)
     again = probe_logits(reopen(base, choice.method, tmp_path), PROBE)
     assert (again - after).abs().max() <= TOLERANCE[precision] * max(1.0, after.abs().max().item())
+
+
+def test_an_8_bit_layer_keeps_no_input_and_has_the_same_gradients(
+    llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> tuple[dict[str, torch.Tensor], int]:
+        torch.manual_seed(0)
+        base = choose(str(llama_base), get_model("llama"), precision="fp32", quantization_bit=8).load()
+        model = attach(base, schedule(choose_method("lora", {}, FAMILY), 1), total_steps=1).model
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        outputs: list[torch.Tensor] = []
+        for module in model.modules():
+            if hasattr(module, "init_8bit_state"):
+                module.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
+        loss = model.train()(**PROBE).logits.square().sum()
+        kept = sum(getattr(output.grad_fn, "A", None) is not None for output in outputs)
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, kept
+
+    lean, none = run()
+    monkeypatch.setattr(quantised, "forget_inputs", lambda model: None)
+    full, some = run()
+    assert none == 0
+    assert some > 0, "bitsandbytes keeps them: the hook is still needed"
+    assert lean.keys() == full.keys()
+    for name in full:
+        assert torch.equal(lean[name], full[name]), name

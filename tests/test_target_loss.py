@@ -213,3 +213,33 @@ def test_a_quantised_base_has_its_own_loss(llama_base: Path) -> None:
 def test_where_the_next_token_is_trained() -> None:
     labels = torch.tensor([[IGNORED, 4, IGNORED, 6]])
     assert trained_positions(labels).tolist() == [[True, False, True, False]]
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
+def test_the_head_computes_in_the_arithmetic_of_the_forward_pass_that_ends_before_it(frozen: bool) -> None:
+    """accelerate's autocast wraps the forward pass alone; a head in 16 bits is then given what a norm in float32 made."""
+
+    class Wrapped(Sentences):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(input_ids, attention_mask)
+
+    model = Wrapped()
+    model.head.to(torch.bfloat16).requires_grad_(not frozen)
+    loss = HeadAtTargets(model).loss(model, BATCH)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(own(model, BATCH).item(), rel=1e-2)
+    assert gradients(model, loss)["mix.weight"].abs().sum() > 0
+
+
+def test_adapters_in_16_bits_train_where_norms_are_in_float32(bloom_base: Path) -> None:
+    model = choose(str(bloom_base), get_model("bloom"), precision="bf16", quantization_bit=16).load()
+    head = HeadAtTargets(model, needs_mask=False)
+    forward = model.forward
+
+    def autocast(*values: Any, **named: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return forward(*values, **named)
+
+    model.forward = autocast
+    assert head.prove(model, BATCH, tolerance=1e-2) is None

@@ -293,6 +293,7 @@ def attach(model: Any, choice: Choice, *, total_steps: int) -> Attached:
     kind = _KINDS.get(choice.name, Attached)
     _check_virtual_tokens(model, choice.options.get("num_virtual_tokens", 0))
     quantised.keep_8bit_scales(model)
+    quantised.forget_inputs(model)
     prepared = kind.prepare(model, choice, total_steps)
     quantised.keep_dtypes(prepared)
     _tell_marks(prepared)

@@ -94,14 +94,14 @@ def _widened(x: Any) -> Any:
 class EightBit(torch.autograd.Function):
     """What bitsandbytes' 8-bit layer (Dettmers et al. 2022, arXiv 2208.07339) makes and keeps while it trains.
 
-    It keeps its input for the backward pass, which does not use it. On CUDA it makes codes and int32 sums; on a CPU,
-    and in the backward pass, a copy of the weight (bitsandbytes 0.50, autograd/_functions.py).
+    What it would keep of its input is dropped (`quantised.forget_inputs`). On CUDA it makes codes and int32 sums; on a
+    CPU, and in the backward pass, a copy of the weight (bitsandbytes 0.50, autograd/_functions.py).
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cuda: bool) -> torch.Tensor:
         """`x` (…, in), int8 `weight` (out, in), `bias` (out) → (…, out), in the type of `x`."""
-        ctx.kept, ctx.weight = x, weight
+        ctx.dtype, ctx.weight = x.dtype, weight
         if not cuda:
             return nn.functional.linear(x, weight.to(x.dtype), bias if bias is None else bias.to(x.dtype))
         codes = x.reshape(-1, x.shape[-1]).to(torch.float16).to(torch.int8)
@@ -110,7 +110,7 @@ class EightBit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         """The gradient of the input."""
-        return grad_outputs[0].to(ctx.kept.dtype) @ ctx.weight.to(ctx.kept.dtype), None, None, None
+        return grad_outputs[0].to(ctx.dtype) @ ctx.weight.to(ctx.dtype), None, None, None
 
 
 class FourBit(torch.autograd.Function):

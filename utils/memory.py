@@ -163,8 +163,7 @@ class MemoryModel:
             # Backward: the softmax's logarithm, its gradient and that of the logits; then that of the weight.
             numbers = 3 * 4 * chunk * vocabulary + (4 + narrow) * self._head.numel()
             return given + numbers, given
-        # A chunk's float32 logits and the copy in the weights' type, and what is left of the chunk before.
-        copies = 4 + narrow + (4 if targets > chunk else 0) + (12 if self._capped else 0)
+        copies = 4 + narrow + (12 if self._capped else 0)  # float32 logits, and the copy in the weights' type
         gradient = 4 * targets * width
         return given + gradient + chunk * (vocabulary * copies + 12 * width), gradient
 
@@ -206,7 +205,7 @@ def seconds(flops: float, device_flops: float) -> float:
 
 def measured_flops(device: torch.device | str, precision: Precision, *, most: int = 2048) -> float:
     """FLOP/s of square products on `device` in `precision`: the fastest of those of a twentieth of a second, each of
-    twice the width of the one before, up to `most`. Where a precision is emulated, the first already takes that long."""
+    twice the width of the one before, up to `most`: where a precision is emulated, a large one would take minutes."""
     kind = DTYPES[precision]
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     best, spent, width = 0.0, 0.0, 128

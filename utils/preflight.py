@@ -159,11 +159,12 @@ def foresee(
         raise ValueError(reason)
     model = adapters.attach(base.empty(), method, total_steps=steps or 1).model
     lengths, targets = store.lengths(rows), store.targets(rows)
+    here = distributed.local_world_size()
     memory = MemoryModel(
         model,
         precision=base.precision,
         quantization_bit=base.quantization_bit,
-        world_size=world_size,
+        world_size=here if chosen.fsdp and here > 1 else world_size,  # as `sharding.pieces` has it
         sharded=chosen.fsdp,
         device=device.kind,
     )

@@ -130,11 +130,7 @@ class Rehearsal:
         missing = len(self.layers) - depth
         if not missing:
             return found
-        return (
-            _deepened(found, marks, done, missing, rows=rows, kept_by_layers=self.bits == 8)
-            if len(marks) == 4
-            else None
-        )
+        return _deepened(found, marks, done, missing, rows=rows) if len(marks) == 4 else None
 
     def _forward(self, rows: int, length: int) -> None:
         ids = torch.zeros((rows, length), dtype=torch.long)
@@ -204,20 +200,18 @@ def _backward(captured: list[torch.Tensor]) -> None:
         loss.backward()
 
 
-def _deepened(found: Pass, marks: list[Mark], done: Mark, missing: int, *, rows: int, kept_by_layers: bool) -> Pass:
+def _deepened(found: Pass, marks: list[Mark], done: Mark, missing: int, *, rows: int) -> Pass:
     """`found` with `missing` layers more before the last, each like the one before that.
 
     Args:
         marks: those of `_marked`; `done`: the end of the forward pass.
         rows: that were run.
-        kept_by_layers: whether layers keep something themselves, beside autograd.
     """
     before, last, back_at_last, back_before = marks
     forward, back = last.live - before.live, back_at_last.live - back_before.live
     live = found.live.clone()
     live[last.events : done.events] += missing * forward
-    # Forward, autocast keeps until the end what it has cast. Back, some is kept until the end by 8-bit layers.
-    more = missing * (forward if kept_by_layers else torch.minimum(forward, back))
+    more = missing * torch.minimum(forward, back)  # forward, autocast keeps until the end what it has cast
     live[done.events : back_before.events] += more
     products = last.products - before.products + back_before.products - back_at_last.products
     attention = last.attention - before.attention + back_before.attention - back_at_last.attention

@@ -88,6 +88,7 @@ class HeadAtTargets:
         self._needs_mask, self.outside = needs_mask, True
         self._positions: torch.Tensor | None = None
         self._captured: torch.Tensor | None = None
+        self._autocast: torch.dtype | None = None
         self._head.register_forward_pre_hook(self._select)
 
     def loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -98,7 +99,9 @@ class HeadAtTargets:
             return _summed(logits, targets)
         captured, self._captured = self._captured, None
         assert captured is not None, "the model did not call its output head"
-        return self._chunked(captured, targets)
+        # accelerate's autocast ends with the model's forward pass, and the head belongs to that.
+        with torch.autocast(captured.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            return self._chunked(captured, targets)
 
     @torch.no_grad()
     def prove(self, model: Any, batch: Mapping[str, torch.Tensor], *, tolerance: float) -> str | None:
@@ -147,6 +150,8 @@ class HeadAtTargets:
         if not self.outside:
             return (chosen, *inputs[1:])
         self._captured = chosen
+        device = chosen.device.type
+        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return (own[:, :0], *inputs[1:])
 
     def _chunked(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -211,6 +216,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 gradient[start : start + rows] = (
                     pulled * (scale / sums) - slope_at_target * weight[target[:, 0]].float()
                 )
+            del logits, exponentials, slope  # before the next chunk's are made
         ctx.gradient, ctx.dtype = gradient, hidden.dtype
         return total
 

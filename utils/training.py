@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from utils import distributed, extras, store
 from utils.adapters import Attached
-from utils.batching import MicroBatchSize, StepBatches, evaluation_batches, only_item, shortest
+from utils.batching import MicroBatchSize, StepBatches, endings, evaluation_batches, only_item, shortest
 from utils.proof import Encoded
 from utils.schedule import Steps, learning_rate_factor
 from utils.target_loss import HeadAtTargets, trained_positions
@@ -118,7 +118,7 @@ class SupervisedTrainer(Trainer):
         self._session = (time.perf_counter(), 0)
         self.unwrapped = model
         self._head = HeadAtTargets(model, needs_mask=needs_mask)
-        self._pad_id, self._steps, self._micro_batch = pad_id, steps, micro_batch
+        self._pad_id, self._steps, self._micro_batch, self._needs_mask = pad_id, steps, micro_batch, needs_mask
         self._lengths = store.lengths(train_rows)
         self._batches = StepBatches(
             train_rows,
@@ -299,7 +299,10 @@ class SupervisedTrainer(Trainer):
 
     def prove_loss(self) -> None:
         """Says so where the loss has to be computed in a dearer way; `ValueError` where it cannot be."""
-        probe = self._prepare_inputs(shortest(self.train_rows, self._pad_id))
+        # All logits of a few tokens: of more, they would take more memory than training does.
+        # A prompt with marks must be whole.
+        few = shortest(self.train_rows, self._pad_id, most_rows=1) if self._needs_mask else None
+        probe = self._prepare_inputs(few or endings(self.train_rows, self._pad_id))
         with self.accelerator.autocast():
             note = self._head.prove(self.unwrapped, probe, tolerance=LOSS_TOLERANCE[self._precision])
         if note:
