@@ -38,6 +38,16 @@ def in_order(rows: Sequence[int], count: int) -> list[list[list[int]]]:
     return [[[row] for row in rows[start : start + count]] for start in range(0, len(rows), count)]
 
 
+def greedy(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[list[int]]]:
+    """Rows by length, a micro-batch closed when the next row would not fit any more."""
+    batches: list[list[list[int]]] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        if not batches or lengths[batches[-1][0][0]] * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append([row])
+    return batches
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         lengths = material.mixture(Path(folder)).train.lengths.tolist()
@@ -48,6 +58,9 @@ def main() -> int:
         "mean_length": round(sum(lengths) / len(lengths), 1),
         "in_order": {f"{count} rows": share(in_order(every, count), lengths) for count in (4, 16, 128)},
     }
+    results["greedy cut of a step, 2048 tokens"] = share(
+        [batch for step in plan for batch in greedy(step, lengths, 2048)], lengths
+    )
     for window in (1, 4, 16):
         for budget in BUDGETS:
             groups = [every[i : i + window * BATCH] for i in range(0, len(every), window * BATCH)]

@@ -171,3 +171,38 @@ def test_packing_and_sharing_out_are_refused_before_anything_is_loaded() -> None
 
 def test_budgets_are_powers_of_two_below_the_largest() -> None:
     assert preflight.SMALLEST_BATCH in [preflight.LARGEST_BATCH["cuda"] // 2**i for i in range(10)]
+
+
+def test_a_base_whose_memory_cannot_be_told_is_trained_all_the_same(tmp_path: Any) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from utils.loading import choose as choose_base
+
+    config = MixtralConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    base = choose_base(str(tmp_path), MODELS["auto"])
+    rows = [Encoded(input_ids=[5] * 40, labels=[5] * 40, origin="", source="")] * 3
+    found = foresee(settings(lora_target_modules="q_proj"), base, rows, Device.here("fp32"), 7)
+    found.require_memory()
+    assert found.micro_batch.tokens
+    text = "\n".join(found.lines())
+    assert ("not predicted: " in text) == bool(found.unknown)
+    assert f"at most {found.micro_batch.tokens:,} positions" in text
+
+
+def test_what_stops_the_prediction_is_said_and_a_safe_batch_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utils.loading import choose as choose_base
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise TypeError("this model is\nodd")
+
+    monkeypatch.setattr(preflight, "MemoryModel", broken)
+    base = choose_base(str(TINY_BASE), MODELS["tiny"])
+    rows = [Encoded(input_ids=[5] * 40, labels=[5] * 40, origin="", source="")] * 300
+    found = foresee(settings(lora_target_modules="q_proj"), base, rows, Device.elsewhere(80 * GIB), 7)
+    found.require_memory()
+    assert found.micro_batch.tokens == 2048
+    assert "memory and time: not predicted: this model is odd" in list(found.lines())

@@ -6,8 +6,10 @@ memory (`utils.memory`), nor how batches are made of rows (`utils.batching`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy
 import psutil
@@ -84,6 +86,8 @@ class Preflight:
     trainable: int
     total: int
     """Parameters."""
+    unknown: str = ""
+    """Why memory and time are not predicted; empty: they are."""
 
     @property
     def fits(self) -> bool:
@@ -98,6 +102,10 @@ class Preflight:
     def lines(self) -> Iterator[str]:
         """For people."""
         yield f"trainable parameters: {self.trainable:,} of {self.total:,} ({self.trainable / self.total:.2%})"
+        if self.unknown:
+            yield f"memory and time: not predicted: {self.unknown}"
+            yield f"micro-batches: {self._batches()}"
+            return
         number = f"each of {self.world_size} devices" if self.world_size > 1 else "the device"
         yield f"memory of {number} ({self.device.kind}), predicted:"
         parts = {name: size for name, size in vars(self.footprint).items() if size}
@@ -106,16 +114,17 @@ class Preflight:
         if self.device.memory is not None:
             share = self.footprint.total / self.device.memory
             yield f"  {'free':<12}{megabytes(self.device.memory):>12}: it {self._verdict()} ({share:.0%})"
-        size = f"{self.micro_batch.tokens:,} positions" if self.micro_batch.tokens else f"{self.micro_batch.rows} rows"
-        yield (
-            f"micro-batches: at most {size}, {self.batches:.1f} a step on each device; padding {self.padding:.1%}; "
-            f"gradient checkpointing {'on' if self.checkpointing else 'off'} ({self.why})"
-        )
+        checkpointing = f"gradient checkpointing {'on' if self.checkpointing else 'off'} ({self.why})"
+        yield f"micro-batches: {self._batches()}; {checkpointing}"
         speed = f"{(self.device.flops or ASSUMED_FLOPS) / 1e12:,.2g} TFLOP/s"
         basis = "the matrix products measured here" if self.device.flops else "assumed, not measured"
         whole = "" if self.steps is None else f", {duration(self.steps * self.seconds_a_step)} for {self.steps:,} steps"
         step = f"{self.seconds_a_step:,.1f} s a step of {self.flops_a_step / 1e12:,.2f} TFLOP on each device"
         yield f"time: {step}{whole}, at {speed} ({basis})"
+
+    def _batches(self) -> str:
+        size = f"{self.micro_batch.tokens:,} positions" if self.micro_batch.tokens else f"{self.micro_batch.rows} rows"
+        return f"at most {size}, {self.batches:.1f} a step on each device; padding {self.padding:.1%}"
 
     def _verdict(self) -> str:
         return "fits" if self.fits else "does NOT fit"
@@ -160,7 +169,8 @@ def foresee(
     model = adapters.attach(base.empty(), method, total_steps=steps or 1).model
     lengths, targets = store.lengths(rows), store.targets(rows)
     here = distributed.local_world_size()
-    memory = MemoryModel(
+    memory = partial(
+        MemoryModel,
         model,
         precision=base.precision,
         quantization_bit=base.quantization_bit,
@@ -169,8 +179,11 @@ def foresee(
         device=device.kind,
     )
     trainable, total = adapters.count_parameters(model)
+    known, reason = _asked(memory)
+    if reason and not (chosen.max_tokens_per_batch or chosen.per_gpu_train_batch_size):
+        chosen = replace(chosen, max_tokens_per_batch=max(LARGEST_BATCH["cpu"], int(numpy.max(lengths))))
     return choose(
-        memory,
+        known,
         lengths,
         device,
         chosen,
@@ -179,7 +192,29 @@ def foresee(
         targets_share=float(numpy.sum(targets) / numpy.sum(lengths)),
         trainable=trainable,
         total=total,
+        unknown=reason,
     )
+
+
+class _Unknown:
+    """In the place of a memory model, for a base that cannot be asked."""
+
+    def footprint(self, **_: Any) -> Footprint:
+        return Footprint(**dict.fromkeys(Footprint.__dataclass_fields__, 0))
+
+    def flops(self, **_: Any) -> float:
+        return 0.0
+
+
+def _asked(make: Callable[[], MemoryModel]) -> tuple[MemoryModel | _Unknown, str]:
+    """What `make` gives, or what stands for it and why: a family that nobody has tried may do anything, and that its
+    memory cannot be predicted must not keep it from being trained."""
+    try:
+        memory = make()
+        memory.footprint(rows=1, length=8, targets=1, checkpointing=False)
+    except Exception as error:
+        return _Unknown(), " ".join(str(error).split()) or type(error).__name__
+    return memory, ""
 
 
 def will_it_fit(chosen: Settings, device: Device, *, world_size: int) -> Iterator[str]:
@@ -210,7 +245,7 @@ def will_it_fit(chosen: Settings, device: Device, *, world_size: int) -> Iterato
 
 
 def choose(
-    memory: MemoryModel,
+    memory: MemoryModel | _Unknown,
     lengths: Lengths,
     device: Device,
     chosen: Settings,
@@ -220,6 +255,7 @@ def choose(
     targets_share: float,
     trainable: int,
     total: int,
+    unknown: str = "",
 ) -> Preflight:
     """The largest micro-batches that fit, without gradient checkpointing if they are large enough for the device.
 
@@ -227,6 +263,7 @@ def choose(
         lengths: tokens of each row.
         steps: optimizer steps of the run; None: unknown.
         targets_share: trained tokens among all.
+        unknown: why `memory` knows nothing; empty: it does.
     """
     longest = int(numpy.max(lengths))
     sizes = list(_sizes(device, longest, chosen))
@@ -266,6 +303,7 @@ def choose(
         steps=steps,
         trainable=trainable,
         total=total,
+        unknown=unknown,
     )
 
 

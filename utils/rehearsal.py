@@ -117,8 +117,7 @@ class Rehearsal:
             except RuntimeError as error:
                 first = str(error).strip().split("\n")[0]
                 raise ValueError(
-                    f"the memory of {type(self.model).__name__} cannot be told without its weights ({first}): give "
-                    "--per_gpu_train_batch_size"
+                    f"the memory of {type(self.model).__name__} cannot be told without its weights ({first})"
                 ) from error
         found = Pass(
             live=torch.tensor(watch.line),
