@@ -107,6 +107,7 @@ SEEDS = [
     command
     for command in commands(REPOSITORY / "README.md")
     if any(f"--model_type {family}" in command for family in ("llama", "bloom", "chatglm"))
+    and "--device_memory" not in command
 ] + ["python3 generate.py --size 7 --data alpaca-belle-cot"]  # the seeds' English page, from before --model_type
 
 
@@ -124,6 +125,20 @@ def test_without_network_the_seeds_commands_reach_the_model_and_say_what_to_do(
     assert "cannot load '" in message
     assert "Give a local directory to --model_name_or_path; or name a mirror with HF_ENDPOINT" in message
     assert "HF_TOKEN" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in commands(REPOSITORY / "README.md") if "--device_memory" in command]
+)
+def test_without_network_a_question_about_memory_is_answered(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = script_and_arguments(command)
+    assert found is not None
+    assert uniform_finetune.main(found[1]) == 0
+    assert ": it fits (" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

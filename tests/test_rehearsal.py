@@ -168,9 +168,7 @@ def test_a_model_that_decides_by_its_numbers_is_refused_in_one_line() -> None:
     layer = decoder_layers(model)[0]
     layer.mlp = Chooses(layer.mlp)  # pyright: ignore[reportArgumentType]
     run = Rehearsal(model, precision="fp32", quantization_bit=16, cuda=False)
-    with pytest.raises(
-        ValueError, match="cannot be told without its weights .*: give --per_gpu_train_batch_size"
-    ) as error:
+    with pytest.raises(ValueError, match="cannot be told without its weights \\(") as error:
         run.run(length=LENGTH, checkpointing=False)
     assert "\n" not in str(error.value)
     assert next(model.parameters()).is_meta

@@ -276,13 +276,11 @@ def choose(
     def fits(footprint: Footprint) -> bool:
         return device.memory is None or footprint.total <= USABLE * device.memory
 
-    def large(size: MicroBatchSize) -> bool:
-        return len(sizes) == 1 or (size.tokens or 0) >= min(SMALLEST_BATCH, sizes[0].tokens or 0)
-
-    found = next(((s, t) for t in modes for s in sizes if (large(s) or t) and fits(needs(s, t))), None)
+    least = min(SMALLEST_BATCH, sizes[0].tokens or 0) if len(sizes) > 1 else 0
+    found = next(((s, t) for t in modes for s in sizes if (t or (s.tokens or 0) >= least) and fits(needs(s, t))), None)
     size, twice = found or (sizes[-1], modes[-1])
-    why = "the activations do not fit without" if twice else "everything fits without"
-    why = "it does not fit either way" if found is None else why
+    fitting = "the activations do not fit without" if twice else "everything fits without"
+    why = fitting if found else "it does not fit either way"
     batches, padding, positions = _step(lengths, size, chosen, world_size)
     flops = memory.flops(
         tokens=round(positions),
