@@ -337,7 +337,12 @@ def _sizes(device: Device, longest: int, chosen: Settings) -> Iterator[MicroBatc
 
 
 def _largest(
-    memory: MemoryModel, lengths: Lengths, size: MicroBatchSize, longest: int, twice: bool, targets_share: float
+    memory: MemoryModel | _Unknown,
+    lengths: Lengths,
+    size: MicroBatchSize,
+    longest: int,
+    twice: bool,
+    targets_share: float,
 ) -> Footprint:
     """Of the micro-batches that `size` allows, what the neediest takes: as many of the longest rows as fit, or, as
     attention is computed by row, as many of the usual ones."""
