@@ -18,7 +18,7 @@ from utils import adapters, batching, distributed, sharding, store
 from utils.batching import Lengths, MicroBatchSize
 from utils.disk import megabytes
 from utils.loading import Base, imagine
-from utils.memory import Footprint, MemoryModel, measured_flops
+from utils.memory import Footprint, MemoryModel, measured_flops, seconds
 from utils.methods import schedule
 from utils.models import get_model
 from utils.models.configurations import STAND_INS
@@ -28,8 +28,8 @@ from utils.schedule import duration
 from utils.settings import Settings
 
 LARGEST_BATCH = {"cpu": 2048, "cuda": 8192}
-"""Positions of a micro-batch beyond which nothing is gained: rows of like length are cut finer than that anyway, and a
-CPU is fastest while a layer's activations stay near its caches (docs/log.md)."""
+"""Positions of a micro-batch beyond which nothing is gained: with steps of 128 rows, the cut with the least padding is
+finer than that anyway (benchmarks/padding.py)."""
 SMALLEST_BATCH = 1024
 """Positions of a micro-batch below which computing activations twice is the lesser loss: products of fewer rows leave
 a GPU idle."""
@@ -97,7 +97,7 @@ class Preflight:
     @property
     def seconds_a_step(self) -> float:
         """Of an optimizer step."""
-        return self.flops_a_step / (self.device.flops or ASSUMED_FLOPS)
+        return seconds(self.flops_a_step, self.device.flops or ASSUMED_FLOPS)
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -179,7 +179,7 @@ def foresee(
         device=device.kind,
     )
     trainable, total = adapters.count_parameters(model)
-    known, reason = _asked(memory)
+    known, reason = _asked(memory, int(numpy.max(lengths)))
     if reason and not (chosen.max_tokens_per_batch or chosen.per_gpu_train_batch_size):
         chosen = replace(chosen, max_tokens_per_batch=max(LARGEST_BATCH["cpu"], int(numpy.max(lengths))))
     return choose(
@@ -206,12 +206,12 @@ class _Unknown:
         return 0.0
 
 
-def _asked(make: Callable[[], MemoryModel]) -> tuple[MemoryModel | _Unknown, str]:
+def _asked(make: Callable[[], MemoryModel], length: int) -> tuple[MemoryModel | _Unknown, str]:
     """What `make` gives, or what stands for it and why: a family that nobody has tried may do anything, and that its
     memory cannot be predicted must not keep it from being trained."""
     try:
         memory = make()
-        memory.footprint(rows=1, length=8, targets=1, checkpointing=False)
+        memory.footprint(rows=1, length=length, targets=1, checkpointing=False)  # kept: it will be asked for again
     except Exception as error:
         return _Unknown(), " ".join(str(error).split()) or type(error).__name__
     return memory, ""
