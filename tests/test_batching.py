@@ -114,7 +114,7 @@ def test_rows_of_like_length_need_little_padding() -> None:
         for size in (MicroBatchSize(rows=128), MicroBatchSize(tokens=2048))
     ]
     assert shares[0] > 0.5
-    assert shares[1] < 0.05
+    assert shares[1] < 0.06
     assert padding_share([7] * 10, MicroBatchSize(tokens=70), batch_size=10, seed=0, world_size=1) == 0
 
 

@@ -148,6 +148,7 @@ def test_the_heads_part_is_what_the_loss_really_takes(trained: bool, monkeypatch
     rows, length, width, vocabulary = 2, 64, 32, 4000
     monkeypatch.setitem(target_loss.CHUNK_BYTES, "cpu", 32 * 4 * vocabulary)
     monkeypatch.setattr(target_loss, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(target_loss, "TILE_ROWS", 64)
     model = Plain(width, vocabulary, trained=trained)
     model.hidden = torch.zeros(rows, length, width, requires_grad=True)
     batch = {"input_ids": torch.zeros(rows, length, dtype=torch.long), "labels": torch.full((rows, length), 7)}

@@ -16,7 +16,7 @@ from utils.batching import pad
 from utils.loading import choose
 from utils.models import MODELS, get_model
 from utils.proof import IGNORED, Encoded
-from utils.target_loss import HeadAtTargets, Shaping, chunk_rows, token_loss, trained_positions
+from utils.target_loss import HeadAtTargets, Shaping, Tile, chunk_rows, tile, token_loss, trained_positions
 
 
 def rows(*sizes: tuple[int, int]) -> list[Encoded]:
@@ -82,9 +82,10 @@ def assert_equal(model: Any, head: HeadAtTargets, batch: dict[str, torch.Tensor]
         assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
 
 
-@pytest.fixture(params=[1, 3, 1000], ids=lambda n: f"{n} a chunk")
+@pytest.fixture(params=[(1, 1), (3, 2), (2, 1000), (1000, 1000)], ids=lambda size: "{} by {} a tile".format(*size))
 def chunks(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_loss, "chunk_rows", lambda vocabulary, device: request.param)
+    monkeypatch.setattr(target_loss, "chunk_rows", lambda vocabulary, device: request.param[0])
+    monkeypatch.setattr(target_loss, "tile", lambda vocabulary, device: Tile(*request.param))
 
 
 @pytest.mark.usefixtures("chunks")
@@ -112,14 +113,14 @@ def test_a_batch_without_targets_has_no_loss_and_a_gradient_of_zero(frozen: bool
 @given(
     targets=st.lists(st.integers(0, 40), min_size=1, max_size=30),
     scale=st.floats(0.1, 30),
-    rows_a_chunk=st.integers(1, 40),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 50)),
 )
 @settings(deadline=None, max_examples=30)
-def test_large_logits_do_not_overflow(targets: list[int], scale: float, rows_a_chunk: int) -> None:
+def test_large_logits_do_not_overflow(targets: list[int], scale: float, size: tuple[int, int]) -> None:
     torch.manual_seed(len(targets))
     hidden = (torch.randn(len(targets), 8, dtype=torch.float32) * scale).requires_grad_()
     weight, wanted = torch.randn(41, 8) * 10, torch.tensor(targets)
-    loss = target_loss._FrozenHeadLoss.apply(hidden, weight, None, wanted, Shaping(), rows_a_chunk)
+    loss = target_loss._FrozenHeadLoss.apply(hidden, weight, None, wanted, Shaping(), Tile(*size))
     expected = nn.functional.cross_entropy((hidden.double() @ weight.double().T), wanted, reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-3)
     (found,) = torch.autograd.grad(loss, hidden)
@@ -142,7 +143,12 @@ def test_a_chunk_is_bounded_whatever_the_vocabulary() -> None:
     for vocabulary in (100, 32_000, 250_880):
         for device in ("cpu", "cuda", "mps"):
             count = chunk_rows(vocabulary, device)
-            assert count == target_loss.FEWEST_ROWS or 4 * count * vocabulary <= target_loss.CHUNK_BYTES["cuda"]
+            most = target_loss.CHUNK_BYTES.get(device, target_loss.CHUNK_BYTES["cuda"])
+            assert count == target_loss.FEWEST_ROWS or 4 * count * vocabulary <= most
+            of_frozen = tile(vocabulary, device)
+            assert 4 * of_frozen.rows * of_frozen.columns <= most
+            assert of_frozen.rows >= target_loss.TILE_ROWS
+            assert of_frozen.columns <= vocabulary
     assert chunk_rows(250_880, "cpu") < chunk_rows(32_000, "cpu")
 
 

@@ -27,7 +27,7 @@ Batch = dict[str, torch.Tensor]
 Lengths = Any
 """A sequence of whole numbers by row: a list, or a numpy array."""
 
-OVERHEAD_TOKENS = 32
+OVERHEAD_TOKENS = 96
 """What a micro-batch more costs, in tokens of padding; see docs/log.md."""
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from utils.distributed import DTYPES, Precision
 from utils.emulation import quantised_layers
 from utils.rehearsal import Pass, Rehearsal, decoder_layers
-from utils.target_loss import chunk_rows
+from utils.target_loss import chunk_rows, tile
 
 CONTEXT = 600_000_000
 """Bytes that CUDA and its libraries take on a device before the first tensor; an assumption."""
@@ -156,16 +156,19 @@ class MemoryModel:
         activations; see `target_loss`."""
         width, kind = made.hidden
         vocabulary = self._head.shape[0]
-        chunk = min(targets, chunk_rows(vocabulary, self._device))
         narrow = 0 if self._dtype is torch.float32 else self._dtype.itemsize  # a second copy, in that type
         given = targets * width * kind.itemsize
         if self._head_trains:
+            chunk = min(targets, chunk_rows(vocabulary, self._device))
             # Backward: the softmax's logarithm, its gradient and that of the logits; then that of the weight.
             numbers = 3 * 4 * chunk * vocabulary + (4 + narrow) * self._head.numel()
             return given + numbers, given
-        copies = 4 + narrow + (12 if self._capped else 0)  # float32 logits, and the copy in the weights' type
+        # float32 logits; in another type, what the product gives and what it is given; a cap's steps
+        copies = 4 + 2 * narrow + (12 if self._capped else 0)
         gradient = 4 * targets * width
-        return given + gradient + chunk * (vocabulary * copies + 12 * width), gradient
+        size = tile(vocabulary, self._device)
+        rows, columns = min(targets, size.rows), min(vocabulary, size.columns)
+        return given + gradient + rows * (columns * copies + 12 * width), gradient
 
     def _parameters(self) -> tuple[int, int, int]:
         """(bytes of the weights on a device, trained parameters, bytes of the adapter)."""

@@ -4,15 +4,16 @@ Knows: labels, hidden states, and heads that turn one into the other. Does not k
 
 The logits of a prompt are never used, and with a large vocabulary they cost most of the memory and much of the time
 (BLOOM: 250,880 numbers a token). Here the head sees the trained positions only, some at a time, and where it is frozen
-the gradient is computed beside the loss, so that no logits outlive their chunk (compare Wijmans et al. 2024, Cut Your
-Losses, arXiv 2411.09009).
+the gradient is computed beside the loss, a tile of positions and vocabulary after the other, so that no logits outlive
+their tile (compare Wijmans et al. 2024, Cut Your Losses, arXiv 2411.09009; the running maximum is that of Milakov and
+Gimelshein 2018, Online normalizer calculation for softmax, arXiv 1805.02867).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,9 +22,12 @@ from torch.utils.checkpoint import checkpoint
 from utils.proof import IGNORED
 
 CHUNK_BYTES: Mapping[str, int] = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
-"""Device → float32 logits of a chunk: few enough to stay in a CPU's cache (docs/log.md), many enough to fill a GPU."""
+"""Device → float32 logits at a time: few enough to stay in a CPU's cache (docs/log.md), many enough to fill a GPU."""
+TILE_ROWS = 512
+"""Positions of a tile: products of fewer are slow (docs/log.md). Where the whole vocabulary would be too many logits
+for them, a tile has a part of it."""
 FEWEST_ROWS = 16
-"""Positions of a chunk, however large the vocabulary is."""
+"""Positions of a chunk of a trained head, which takes the whole vocabulary at once, however large that is."""
 
 
 def trained_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -41,9 +45,29 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return _summed(logits[trained_positions(labels)], _targets(labels))
 
 
+class Tile(NamedTuple):
+    """How many logits of a frozen head exist at a time."""
+
+    rows: int
+    """Positions."""
+    columns: int
+    """Pieces of the vocabulary."""
+
+
+def tile(vocabulary: int, device: str) -> Tile:
+    """For a frozen head with `vocabulary` pieces."""
+    logits = _logits_at_a_time(device)
+    columns = max(1, min(vocabulary, logits // TILE_ROWS))
+    return Tile(rows=max(1, logits // columns), columns=columns)
+
+
 def chunk_rows(vocabulary: int, device: str) -> int:
-    """Positions of which the logits exist at a time."""
-    return max(FEWEST_ROWS, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+    """Positions of which a trained head's logits exist at a time."""
+    return max(FEWEST_ROWS, _logits_at_a_time(device) // vocabulary)
+
+
+def _logits_at_a_time(device: str) -> int:
+    return CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +179,11 @@ class HeadAtTargets:
         return (own[:, :0], *inputs[1:])
 
     def _chunked(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        rows = chunk_rows(self._head.weight.shape[0], hidden.device.type)
+        vocabulary, device = self._head.weight.shape[0], hidden.device.type
         if type(self._head) is nn.Linear and not any(p.requires_grad for p in self._head.parameters()):
             weight, bias = self._head.weight, self._head.bias
-            return _FrozenHeadLoss.apply(hidden, weight, bias, targets, self._shaping, rows)  # pyright: ignore[reportReturnType]
+            return _FrozenHeadLoss.apply(hidden, weight, bias, targets, self._shaping, tile(vocabulary, device))  # pyright: ignore[reportReturnType]
+        rows = chunk_rows(vocabulary, device)
         losses = [
             checkpoint(self._of_chunk, hidden[start : start + rows], targets[start : start + rows], use_reentrant=False)
             for start in range(0, max(1, len(hidden)), rows)
@@ -178,10 +203,11 @@ def _summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of a frozen head, and the gradient of the hidden states, chunk by chunk.
+    """Summed cross-entropy of a frozen head, and the gradient of the hidden states, tile by tile.
 
     With z the logits less their largest, Z = exp(z), s = ΣZ and t the target: loss = log s - z_t, and the gradient of
-    the hidden states is Z·W / s - W_t, so neither probabilities nor the one-hot target are ever made.
+    the hidden states is Z·W / s - W_t, so neither probabilities nor the one-hot target are ever made. The largest is
+    known at the end only: where a tile has a larger one, what was summed so far is made smaller.
     """
 
     @staticmethod
@@ -192,31 +218,29 @@ class _FrozenHeadLoss(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         shaping: Shaping,
-        rows: int,
+        size: Tile,
     ) -> torch.Tensor:
         """`hidden` (positions, width), `weight` (vocabulary, width), `targets` (positions) → float32 scalar."""
+        device = hidden.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device) if wanted else None
-        for start in range(0, len(hidden), rows):
-            target = targets[start : start + rows, None]
-            logits = nn.functional.linear(hidden[start : start + rows], weight, bias)
-            logits = shaping.applied(logits.float())
-            slope = shaping.slope(logits) if gradient is not None else None
-            slope_at_target = slope.gather(1, target) if slope is not None else shaping.scale
-            exponentials = logits.sub_(logits.amax(-1, keepdim=True))
-            at_target = exponentials.gather(1, target)
-            sums = exponentials.exp_().sum(-1, keepdim=True)
-            total += (sums.log() - at_target).sum()
-            if gradient is not None:
-                if slope is not None:
-                    exponentials.mul_(slope)
-                pulled = (exponentials.to(weight.dtype) @ weight).float()
-                scale = shaping.scale if slope is None else 1.0
-                gradient[start : start + rows] = (
-                    pulled * (scale / sums) - slope_at_target * weight[target[:, 0]].float()
-                )
-            del logits, exponentials, slope  # before the next chunk's are made
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+        blocks = max(1, -(-len(hidden) // size.rows))
+        rows = -(-len(hidden) // blocks)  # blocks of like size: a small last one would be slow
+        buffer = torch.empty(rows * min(size.columns, len(weight)), dtype=kind, device=hidden.device)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), max(1, rows)):
+                of = slice(start, start + rows)
+                block = _Block(hidden[of].to(kind), targets[of, None], wants_gradient=gradient is not None)
+                for first in range(0, len(weight), size.columns):
+                    part = weight[first : first + size.columns].to(kind)
+                    of_bias = None if bias is None else bias[first : first + size.columns].to(kind)
+                    block.add(part, of_bias, first, shaping, buffer)
+                total += block.loss()
+                if gradient is not None:
+                    gradient[of] = block.gradient(weight)
         ctx.gradient, ctx.dtype = gradient, hidden.dtype
         return total
 
@@ -224,3 +248,63 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
         """The kept gradient times that of the loss; for the hidden states alone."""
         return (ctx.gradient * grad_outputs[0]).to(ctx.dtype), None, None, None, None, None
+
+
+class _Block:
+    """Some positions, whose logits come a part of the vocabulary after the other.
+
+    Args:
+        hidden: (positions, width).
+        targets: (positions, 1).
+    """
+
+    def __init__(self, hidden: torch.Tensor, targets: torch.Tensor, *, wants_gradient: bool) -> None:
+        self._hidden, self._targets = hidden, targets
+        numbers = {"dtype": torch.float32, "device": hidden.device}
+        self._largest = torch.full(targets.shape, -torch.inf, **numbers)
+        self._sums, self._at_target = torch.zeros(targets.shape, **numbers), torch.zeros(targets.shape, **numbers)
+        self._slope_at_target: torch.Tensor | float = torch.zeros(targets.shape, **numbers)
+        self._pulled = torch.zeros(hidden.shape, **numbers) if wants_gradient else None
+
+    def add(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, first: int, shaping: Shaping, buffer: torch.Tensor
+    ) -> None:
+        """The pieces from number `first` on: `weight` (pieces, width), `bias` (pieces). `buffer` is written over."""
+        made = buffer[: len(self._hidden) * len(weight)].view(len(self._hidden), len(weight))
+        if bias is None:
+            torch.mm(self._hidden, weight.t(), out=made)
+        else:
+            torch.addmm(bias, self._hidden, weight.t(), out=made)
+        logits = shaping.applied(made.float())
+        here = self._targets - first
+        inside, here = (here >= 0) & (here < len(weight)), here.clamp(0, len(weight) - 1)
+        self._at_target = torch.where(inside, logits.gather(1, here), self._at_target)
+        slope = shaping.slope(logits) if self._pulled is not None else None
+        if slope is None:
+            self._slope_at_target = shaping.scale
+        else:
+            self._slope_at_target = torch.where(inside, slope.gather(1, here), self._slope_at_target)
+        largest = torch.maximum(self._largest, logits.amax(-1, keepdim=True))
+        shrunk, self._largest = (self._largest - largest).exp(), largest
+        exponentials = logits.sub_(largest).exp_()
+        self._sums.mul_(shrunk).add_(exponentials.sum(-1, keepdim=True))
+        if self._pulled is None:
+            return
+        if slope is not None:
+            exponentials.mul_(slope)
+        elif shaping.scale != 1.0:
+            exponentials.mul_(shaping.scale)
+        self._pulled.mul_(shrunk)
+        if weight.dtype is torch.float32:
+            self._pulled.addmm_(exponentials, weight)
+        else:
+            self._pulled.add_(exponentials.to(weight.dtype) @ weight)
+
+    def loss(self) -> torch.Tensor:
+        """Summed over the positions."""
+        return (self._sums.log() + self._largest - self._at_target).sum()
+
+    def gradient(self, weight: torch.Tensor) -> torch.Tensor:
+        """Of the hidden states (positions, width); `weight` is the whole head's."""
+        assert self._pulled is not None
+        return self._pulled / self._sums - self._slope_at_target * weight[self._targets[:, 0]].float()
