@@ -137,6 +137,7 @@ def test_what_was_not_used_for_a_month_goes(home: Path) -> None:
 
 def test_the_code_hash_follows_the_sources() -> None:
     assert cache.code_hash(["encode"]) != cache.code_hash(["encode", "tokens"])
+    assert cache.code_hash(["formats/__init__"]) != cache.code_hash(["formats"]), "a package is all its modules"
     with pytest.raises(FileNotFoundError, match="no_such_module"):
         cache.code_hash(["no_such_module"])
 

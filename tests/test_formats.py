@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import formats
+from utils.formats import BadRow, json_rows
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -33,7 +34,7 @@ def test_an_array_reads_the_same_however_it_is_cut_into_chunks(
     path = tmp_path_factory.mktemp("array") / "a.json"
     path.write_text(json.dumps(rows, indent=indent), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK", chunk)
+        patch.setattr(json_rows, "CHUNK", chunk)
         assert values(path) == rows
 
 
@@ -45,7 +46,7 @@ def test_no_text_raises_anything_but_a_value_error_that_names_the_file(
     path = tmp_path_factory.mktemp("any") / "a.json"
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK", chunk)
+        patch.setattr(json_rows, "CHUNK", chunk)
         try:
             found = values(path)
         except ValueError as error:
@@ -83,13 +84,15 @@ def test_gzip_is_unpacked_and_a_cut_one_is_said_so(tmp_path: Path, name: str) ->
         values(path)
 
 
-@pytest.mark.parametrize("fill", [0, 10, formats.CHUNK, formats.CHUNK + 7])
+@pytest.mark.parametrize("fill", [0, 10, json_rows.CHUNK, json_rows.CHUNK + 7])
 @pytest.mark.parametrize("tail", [b"\xff", "é".encode("latin-1"), "中".encode()[:2]])
 def test_bytes_that_are_not_utf8_are_found(tmp_path: Path, fill: int, tail: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b" " * fill + b'"' + tail)
-    with pytest.raises(ValueError, match=rf"byte {fill + 1} is 0x|ends in the middle of a character"):
+    with pytest.raises(BadRow, match=rf"a.jsonl line 1: not UTF-8 \(byte {fill + 1} of the line is 0x"):
         values(path)
+    with pytest.raises(ValueError, match=rf"byte {fill + 1} is 0x|ends in the middle of a character"):
+        list(formats.lines(path))
 
 
 def test_plain_lines_end_at_newlines_only(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_a_missing_comma_is_found_at_once(tmp_path: Path) -> None:
     tracemalloc.start()
     with pytest.raises(ValueError, match="row 1: broken JSON .*a comma or ] was expected, found '{'"):
         values(path)
-    assert tracemalloc.get_traced_memory()[1] < 4 * formats.CHUNK
+    assert tracemalloc.get_traced_memory()[1] < 4 * json_rows.CHUNK
     tracemalloc.stop()
 
 

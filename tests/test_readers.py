@@ -103,7 +103,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         list(read_rows(tmp_path / "none.json"))
     (tmp_path / "latin.json").write_bytes(b'[{"instruction": "\xe9"}]')
-    with pytest.raises(ValueError, match="latin.json is not UTF-8: byte 18 is 0xe9"):
+    with pytest.raises(ValueError, match=r"latin.json row 1: not UTF-8 \(character 17 of the row is the byte 0xe9\)"):
         list(read_rows(tmp_path / "latin.json"))
     with pytest.raises(ValueError, match="the ending '.xlsx' is not one of"):
         list(read_rows(write(tmp_path / "a.xlsx", "x")))

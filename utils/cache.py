@@ -134,8 +134,9 @@ def content_hash(path: Path) -> str:
 
 
 def code_hash(modules: Iterable[str]) -> str:
-    """Hex sha256 of the source of modules of `utils`, by name."""
-    sources = {name: _sha256(CODE / f"{name}.py") for name in modules}
+    """Hex sha256 of the source of modules and packages of `utils`, by name."""
+    files = [file for name in modules for file in sorted((CODE / name).rglob("*.py")) or [CODE / f"{name}.py"]]
+    sources = {file.relative_to(CODE).as_posix(): _sha256(file) for file in files}
     return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,12 +8,14 @@ on disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from utils import catalog, hygiene, records
 from utils.encode import Encoder, Truncation
 from utils.encoding import EncodedPart, Recipe, encode_part
+from utils.formats import BadRow
 from utils.ledger import Account, Ledger
 from utils.overlap import EvaluationSets
 from utils.sieve import nothing_left, sieve
@@ -49,6 +51,7 @@ def build(
     seed: int,
     drop: frozenset[str] | None = None,
     overlap: EvaluationSets | None = None,
+    bad_rows: Literal["error", "drop"] = "error",
     workers: int | None = None,
     on_rows: Callable[[int], object] = NO_ROWS,
 ) -> TrainingData:
@@ -58,13 +61,13 @@ def build(
         val_set_size: rows to hold out, or a share below 1; None for 10 % and at most 2,000.
         drop: names of `hygiene.CHECKS`; None for those that are dropped by default.
         overlap: the evaluation sets that no row may repeat.
+        bad_rows: whether a row that cannot be read is an error, or is dropped and counted.
         workers, on_rows: see `encoding.encode_part`.
 
     Raises:
         FileNotFoundError, ValueError: data that is missing, broken or empty; nothing left to train on.
         MaskError: a row whose labels are wrong.
     """
-
     drop = hygiene.resolve() if drop is None else drop
     encoded = []
     for part in parts:
@@ -75,8 +78,10 @@ def build(
             truncation=truncation,
             overlap=overlap,
             languages=part.spec.lang if part.spec else (),
+            bad_rows=bad_rows,
         )
-        encoded.append(encode_part(part, recipe, seed=seed, workers=workers, on_rows=on_rows))
+        with _bad_rows_can_be_dropped():
+            encoded.append(encode_part(part, recipe, seed=seed, workers=workers, on_rows=on_rows))
     ledger, accounts = Ledger.of([part.name for part in parts])
     for each, account in zip(encoded, accounts, strict=True):
         account.read += each.read
@@ -91,15 +96,28 @@ def build(
         texts=lambda i: _texts(parts[i], seed, encoder),
     )
     data = _divided(parts, encoded, alive, ledger, accounts, val_set_size=val_set_size, seed=seed)
-    ledger.notes += [*_changed(parts, encoded), *([overlap.described()] if overlap else [])]
+    bad = [note for each in encoded for note in each.bad_rows]
+    ledger.notes += [*bad, *_changed(parts, encoded), *([overlap.described()] if overlap else [])]
     ledger.check()
     return data
 
 
+@contextmanager
+def _bad_rows_can_be_dropped() -> Iterator[None]:
+    """Names the flag beside what is wrong with a row."""
+    try:
+        yield
+    except BadRow as bad:
+        raise ValueError(f"{bad}. Mend it, or drop and count such rows with --bad_rows drop") from bad
+
+
 def _texts(part: catalog.Part, seed: int, encoder: Encoder) -> Iterator[tuple[int, str]]:
     """For each encoded row of a part, the number of its record and what that says."""
-    for number, row in enumerate(records.read_chosen(part, seed)):
-        yield from [(number, hygiene.text_of(row.record))] * len(encoder.examples(row))
+    for number, row in enumerate(records.outcomes_chosen(part, seed)):
+        if isinstance(row, BadRow):
+            yield number, ""
+        else:
+            yield from [(number, hygiene.text_of(row.record))] * len(encoder.examples(row))
 
 
 def _divided(

@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from utils import cache, catalog, formats, hygiene, records, store
+from utils import cache, catalog, hygiene, readers, records, store
 from utils.encode import Encoder, Stages, Truncation, finish
+from utils.formats import BAD_ROW, BadRow, RawRow, faults
 from utils.overlap import EvaluationSets
 from utils.proof import Outcome
-from utils.readers import Row, to_rows
+from utils.readers import Row
 from utils.templates import Template, fingerprint
 from utils.tokens import Tokenizer, require_eos
 from utils.tokens import fingerprint as tokenizer_fingerprint
@@ -78,6 +79,8 @@ class EncodedPart:
     """Further rows of dialogues, where a row has one answer (`encode.Encoder.examples`)."""
     shape: str
     sha256: str
+    bad_rows: list[str]
+    """What is wrong with the first few rows that were dropped for each reason, where bad rows are dropped."""
     cached: bool
     """Whether they were there already."""
 
@@ -92,6 +95,8 @@ class Recipe:
     truncation: Truncation
     overlap: EvaluationSets | None = None
     languages: tuple[str, ...] = ()
+    bad_rows: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be read: it is raised, or kept as dropped with its reason."""
 
     def start(self) -> Callable[[Batch], Stages[Chunk]]:
         """The function from a batch to a chunk, in stages, with all that is made once."""
@@ -100,22 +105,36 @@ class Recipe:
         empty = hygiene.BITS["empty_answer"] | hygiene.BITS["empty_instruction"]
 
         def stages(batch: Batch) -> Stages[Chunk]:
-            rows, examined = [], []
-            for row in batch.decoded():
-                found = _examined(row, examiner)
-                examples = encoder.examples(row)
-                rows += examples
+            sound, examined, dropped, bad, shape = [], [], {}, [], ""
+            for row in batch.outcomes():
+                if isinstance(row, BadRow):
+                    if self.bad_rows == "error":
+                        raise row
+                    bad.append(row)
+                    dropped[len(examined)] = Outcome(encoded=None, what=row.counted_as)
+                    examined.append(store.Examined(number=row.number, flags=0, prompt=0, record=0))
+                    continue
+                found, examples, shape = _examined(row, examiner), encoder.examples(row), row.shape
+                if found.flags & empty:
+                    places = range(len(examined), len(examined) + len(examples))
+                    dropped |= dict.fromkeys(places, Outcome(encoded=None, what="empty"))
+                else:
+                    sound += examples
                 # The rows of one dialogue share its prompt, so that they are held out together.
                 examined += (
                     [found]
                     if len(examples) == 1
                     else [found._replace(record=hygiene.record_hash(each.record)) for each in examples]
                 )
-            sound = [row for row, each in zip(rows, examined, strict=True) if not each.flags & empty]
             encoded = iter((yield from encoder.stages(sound)))
-            nothing = Outcome(encoded=None, what="empty")
-            outcomes = [nothing if each.flags & empty else next(encoded) for each in examined]
-            return Chunk(rows=store.chunk(outcomes, examined), read=len(batch.rows), shape=rows[-1].shape)
+            outcomes = [dropped[at] if at in dropped else next(encoded) for at in range(len(examined))]
+            return Chunk(
+                rows=store.chunk(outcomes, examined),
+                read=len(batch.rows),
+                shape=shape,
+                unit=batch.rows[0][0].partition(" ")[0],
+                bad_rows=faults.examples(bad),
+            )
 
         return stages
 
@@ -126,15 +145,12 @@ class Batch:
 
     path: Path
     source: str
-    rows: list[tuple[str, Any]]
+    rows: list[RawRow]
     """At least one."""
-    undecoded: bool
-    """Whether they are still JSON text."""
 
-    def decoded(self) -> Iterator[Row]:
-        """As unified records. Raises as `readers.to_rows`."""
-        raws = formats.decoded(self.rows, self.path) if self.undecoded else self.rows
-        return to_rows(raws, self.path, source=self.source)
+    def outcomes(self) -> Iterator[Row | BadRow]:
+        """Each as its unified record, or as what is wrong with it."""
+        return readers.outcomes(self.rows, self.path, source=self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +162,10 @@ class Chunk:
     read: int
     """Rows of the batch; a dialogue may have become several."""
     shape: str
-    """How its last row was written, a name of `readers.SHAPES`."""
+    """How its last row was written, a name of `readers.SHAPES`; empty where no row could be read."""
+    unit: str
+    """What its file counts: `row` or `line`."""
+    bad_rows: faults.Examples
 
 
 def encode_part(
@@ -165,7 +184,8 @@ def encode_part(
         on_rows: told how many rows were encoded, chunk by chunk.
 
     Raises:
-        FileNotFoundError, ValueError: as `records.read_part`; nothing is kept then.
+        FileNotFoundError, ValueError: as `records.read_part`, but for a `BadRow` that the recipe drops; nothing is kept
+            then.
         MaskError: a row failed its proof.
         OSError: the cache cannot be written.
     """
@@ -200,6 +220,11 @@ def encode_part(
         split=about["split"],
         shape=about["shape"],
         sha256=content,
+        bad_rows=[
+            f"{BAD_ROW}: {part.path} {about['unit']} {number}: {problem}"
+            for named in about["bad_rows"].values()
+            for number, problem in named
+        ],
         cached=not made,
     )
 
@@ -221,6 +246,7 @@ def _made_from(part: catalog.Part, recipe: Recipe, content: str, seed: int) -> d
         "truncation": recipe.truncation,
         "evaluation sets": recipe.overlap.fingerprint if recipe.overlap else None,
         "languages": sorted(recipe.languages),
+        "bad rows": recipe.bad_rows,
         "code": cache.code_hash((*CODE, *TOKENIZERS)),
         "libraries": [importlib.metadata.version(name) for name in LIBRARIES],
     }
@@ -230,13 +256,16 @@ def _write(
     folder: Path, part: catalog.Part, recipe: Recipe, *, seed: int, workers: int, on_rows: Callable[[int], object]
 ) -> None:
     count, chosen = records.choose(part, seed)
-    about = {"read": 0, "left_out": 0, "split": 0, "shape": "", "unit": "row"}
+    about: dict[str, Any] = {"read": 0, "left_out": 0, "split": 0, "shape": "", "unit": "row", "bad_rows": {}}
 
     def rows() -> Iterator[Any]:
         for made in _chunks(_batches(part, chosen), recipe, workers):
             about["read"] += made.read
             about["split"] += made.rows.num_rows - made.read
-            about["shape"] = made.shape
+            about["shape"] = made.shape or about["shape"]
+            about["unit"] = made.unit
+            for reason, named in made.bad_rows.items():
+                about["bad_rows"][reason] = [*about["bad_rows"].get(reason, []), *named][: faults.EXAMPLES]
             on_rows(made.read)
             yield made.rows
 
@@ -244,8 +273,6 @@ def _write(
         store.write(folder / "rows.arrow", rows())
     if not about["read"]:
         raise ValueError(f"{part.path} holds no records: the file is empty")
-    if formats.undecoded(part.path) is not None:
-        about["unit"] = "line"
     if count is not None:
         about["left_out"] = count - about["read"]
         about["read"] = count
@@ -254,12 +281,9 @@ def _write(
 
 def _batches(part: catalog.Part, chosen: numpy.ndarray | None) -> Iterator[Batch]:
     """The rows of a part, or those among them where `chosen` (bool) is true."""
-    lines = formats.undecoded(part.path)
-    raws: Iterator[tuple[str, Any]] = formats.read(part.path) if lines is None else lines
-    if chosen is not None:
-        raws = (raw for number, raw in enumerate(raws) if chosen[number])
+    raws = records.scan(part, chosen)
     while rows := list(islice(raws, store.CHUNK_ROWS)):
-        yield Batch(path=part.path, source=part.name, rows=rows, undecoded=lines is not None)
+        yield Batch(path=part.path, source=part.name, rows=rows)
 
 
 def _chunks(batches: Iterator[Batch], recipe: Recipe, workers: int) -> Iterator[Chunk]:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from utils import formats
+from utils.formats import LONGEST_ROW, BadRow, too_long
 
 ROLES = ("system", "user", "assistant")
 
@@ -52,27 +53,43 @@ def read_rows(path: Path, *, answered: bool = True) -> Iterator[Row]:
 
     Raises (while it is read):
         FileNotFoundError: no such file.
-        ValueError: an unreadable or empty file, a broken row, a missing or non-text field; the message names the row.
+        BadRow: the first row that cannot be read, or lacks a field or holds something else than text in it.
+        ValueError: an unreadable or empty file.
     """
     row = None
-    for row in to_rows(formats.read(path), path, answered=answered):
+    for row in outcomes(formats.scan(path), path, answered=answered):
+        if isinstance(row, BadRow):
+            raise row
         yield row
     if row is None:
         raise ValueError(f"{path} holds no records: the file is empty")
 
 
-def to_rows(raws: Iterable[formats.RawRow], path: Path, *, answered: bool = True, source: str = "") -> Iterator[Row]:
-    """Raw rows of `path` as unified records. Raises as `read_rows` does."""
-    for where, raw in raws:
-        origin = f"{path} {where}"
-        if not isinstance(raw, Mapping):
-            raise ValueError(f"{origin}: expected an object with instruction, input and output, found {kind(raw)}")
-        if not answered:
-            raw = _with_empty_answer(raw)
-        shape = _recognise(raw, origin)
-        record = SHAPES[shape].to_record(_required(raw, SHAPES[shape], origin))
-        check_record(record, origin, answered=answered)
-        yield Row(record=record, origin=origin, source=source, shape=shape)
+def outcomes(
+    raws: Iterable[formats.RawRow], path: Path, *, answered: bool = True, source: str = ""
+) -> Iterator[Row | BadRow]:
+    """What `formats.scan` gave of `path`, each as its unified record, or as what is wrong with it."""
+    for where, raw in formats.decoded(raws, path):
+        if isinstance(raw, BadRow):
+            yield raw
+            continue
+        try:
+            row = _row(raw, f"{path} {where}", answered=answered, source=source)
+        except BadRow as bad:
+            row = bad
+        yield row
+
+
+def _row(raw: Any, origin: str, *, answered: bool, source: str) -> Row:
+    if not isinstance(raw, Mapping):
+        expected = "expected an object with instruction, input and output"
+        raise BadRow(origin, "no object", f"{expected}, found {kind(raw)}")
+    if not answered:
+        raw = _with_empty_answer(raw)
+    shape = _recognise(raw, origin)
+    record = SHAPES[shape].to_record(_required(raw, SHAPES[shape], origin))
+    check_record(record, origin, answered=answered)
+    return Row(record=record, origin=origin, source=source, shape=shape)
 
 
 def _instruction(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,9 +138,11 @@ def _recognise(raw: Mapping[str, Any], origin: str) -> str:
         if shape.fits(raw):
             return name
     if "instruction" in raw:
-        raise ValueError(f"{origin}: 'output' is missing; a record has instruction, input (may be empty) and output")
+        problem = "'output' is missing; a record has instruction, input (may be empty) and output"
+        raise BadRow(origin, "a field is missing", problem)
     known = "; ".join(", ".join(shape.keys) for shape in SHAPES.values())
-    raise ValueError(f"{origin}: its keys are {', '.join(map(str, raw)) or '(none)'}; a record has one of: {known}")
+    keys = ", ".join(map(str, raw)) or "(none)"
+    raise BadRow(origin, "no known shape", f"its keys are {keys}; a record has one of: {known}")
 
 
 def _with_empty_answer(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -134,49 +153,58 @@ def _with_empty_answer(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def _required(raw: Mapping[str, Any], shape: Shape, origin: str) -> Mapping[str, Any]:
     for key in shape.keys:
         if raw[key] is None:
-            raise ValueError(f"{origin}: {key!r} must be text, found null")
+            raise BadRow(origin, "not text", f"{key!r} must be text, found null")
     return raw
 
 
 def check_record(record: Mapping[str, Any], origin: str, *, answered: bool) -> None:
-    """`ValueError` unless every field is text that can be written as UTF-8, and a dialogue's turns are in an order that
-    can be trained.
+    """`BadRow` unless every field is text that can be written as UTF-8, without NUL, and a dialogue's turns are in an
+    order that can be trained.
 
     Args:
         answered: whether it must bring its output, or end with the assistant's turn.
     """
     if "conversation" not in record:
         for key, value in record.items():
-            _check_text(value, f"{origin}: {key!r}")
+            _check_text(value, repr(key), origin)
         return
     turns = record["conversation"]
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"{origin}: a conversation must be a list of turns with role and content, found {kind(turns)}")
+        found = "an empty one" if turns == [] else kind(turns)
+        problem = f"a conversation must be a list of turns with role and content, found {found}"
+        raise BadRow(origin, "no dialogue", problem)
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
             role = turn.get("role") if isinstance(turn, Mapping) else turn
-            raise ValueError(f"{origin}: turn {number} has the role {role!r}; it must be one of {', '.join(ROLES)}")
-        _check_text(turn.get("content"), f"{origin}: the content of turn {number}")
+            problem = f"turn {number} has the role {role!r}; it must be one of {', '.join(ROLES)}"
+            raise BadRow(origin, "no dialogue", problem)
+        _check_text(turn.get("content"), f"the content of turn {number}", origin)
     roles = [turn["role"] for turn in turns]
     spoken = roles[1:] if roles[0] == "system" else roles
     if not answered and spoken[-1:] == ["user"]:
         spoken = [*spoken, "assistant"]
     if spoken != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
-        raise ValueError(
-            f"{origin}: the turns are {', '.join(roles)}; after an optional system turn, user and assistant must "
-            "alternate, beginning with user and ending with assistant"
+        raise BadRow(
+            origin,
+            "no dialogue",
+            f"the turns are {', '.join(roles)}; after an optional system turn, user and assistant must alternate, "
+            "beginning with user and ending with assistant",
         )
 
 
-def _check_text(value: Any, what: str) -> None:
+def _check_text(value: Any, what: str, origin: str) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{what} must be text, found {kind(value)}")
+        raise BadRow(origin, "not text", f"{what} must be text, found {kind(value)}")
+    if len(value) > LONGEST_ROW:
+        raise too_long(origin, "characters")
+    if "\0" in value:
+        problem = f"{what} holds a NUL character (at {value.index(chr(0))}), which ends a text for many programs"
+        raise BadRow(origin, "a NUL character", f"{problem}: take it out")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} holds half a character (a lone surrogate at {error.start}); it cannot be written as UTF-8"
-        ) from error
+        problem = f"{what} holds half a character (a lone surrogate at {error.start}); it cannot be written as UTF-8"
+        raise BadRow(origin, "half a character", problem) from error
 
 
 def kind(value: Any) -> str:

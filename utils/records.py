@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from utils import catalog, formats
-from utils.readers import Row, read_rows
+from utils.formats import BadRow
+from utils.readers import Row, outcomes
 
 if TYPE_CHECKING:
     import numpy
@@ -29,18 +29,35 @@ def read_part(part: catalog.Part, chosen: numpy.ndarray | None = None) -> Iterat
 
     Raises:
         FileNotFoundError: no such file; the message says where it can be had.
-        ValueError: as `readers.read_rows`.
+        ValueError: as `readers.read_rows`; what is wrong with a row that is not chosen may go unseen.
     """
+    row = None
+    for row in outcomes(scan(part, chosen), part.path, source=part.name):
+        if isinstance(row, BadRow):
+            raise row
+        yield row
+    if row is None:
+        raise ValueError(f"{part.path} holds no records: the file is empty")
+
+
+def scan(part: catalog.Part, chosen: numpy.ndarray | None = None) -> Iterator[formats.RawRow]:
+    """The raw rows of one part, as `formats.scan` gives them; arguments and errors are those of `read_part`, but for
+    bad rows."""
     if not part.path.exists():
         raise FileNotFoundError(catalog.missing_file(part))
-    for number, row in enumerate(read_rows(part.path)):
+    for number, raw in enumerate(formats.scan(part.path)):
         if chosen is None or chosen[number]:
-            yield replace(row, source=part.name)
+            yield raw
 
 
 def read_chosen(part: catalog.Part, seed: int) -> Iterator[Row]:
     """The rows of one part that its `:N` takes by `seed`, as `read_part` reads them."""
     return read_part(part, choose(part, seed)[1])
+
+
+def outcomes_chosen(part: catalog.Part, seed: int) -> Iterator[Row | BadRow]:
+    """As `read_chosen`, with what is wrong with a bad row in its place."""
+    return outcomes(scan(part, choose(part, seed)[1]), part.path, source=part.name)
 
 
 def choose(part: catalog.Part, seed: int) -> tuple[int | None, numpy.ndarray | None]:
@@ -50,7 +67,7 @@ def choose(part: catalog.Part, seed: int) -> tuple[int | None, numpy.ndarray | N
 
     if part.max_rows is None:
         return None, None
-    count = sum(1 for _ in formats.read(part.path))
+    count = sum(1 for _ in formats.scan(part.path))
     if part.max_rows >= count:
         return count, None
     draw = numpy.random.default_rng(random.Random(f"{seed}:{part.name}").getrandbits(64))

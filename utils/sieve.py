@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from utils import hygiene
+from utils.formats import BAD_ROW
 from utils.ledger import Account
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def nothing_left(total: Account) -> str:
         advice = "raise --cutoff_len, or choose another --truncation"
     elif hygiene.CHECKS["evaluation_overlap"].what in total.dropped:
         advice = "train on other rows; --keep evaluation_overlap trains on these, and spoils the evaluation"
+    elif any(reason.startswith(BAD_ROW) for reason in total.dropped):
+        advice = "mend them; without --bad_rows drop, the first is named with its place"
     else:
         advice = "give --data other rows; --keep names what is not dropped"
     return f"all {total.read - total.left_out:,} rows were dropped ({reasons}): {advice}"
