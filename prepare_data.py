@@ -26,8 +26,8 @@ from utils import catalog, cli, collection, hygiene, lookup
 from utils.catalog import DatasetSpec
 from utils.converters import CONVERTERS, Options
 from utils.cot import STYLES
+from utils.flags import add_hygiene_flags
 from utils.models import DEFAULT_MODEL, MODELS, checkpoint_of, get_model
-from utils.settings import add_hygiene_flags
 from utils.templates import TEMPLATES, get_template
 
 

@@ -9,30 +9,25 @@
     torchrun --nproc_per_node 4 uniform_finetune.py --model_type bloom --data alpaca-cot
     python3 uniform_finetune.py --peft_type dora                 # another method than LoRA; --help lists them
     python3 uniform_finetune.py --model_type llama --size 30b --dry_run --device_memory 80GB    # will it fit?
+    python3 uniform_finetune.py --resume_from_checkpoint         # go on where a run was stopped, exactly
 
 Flags left out come from the model's row in utils/models/rows.py; what they were resolved to is kept in run.json.
 """
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from utils import catalog, checkpoints, cli, disk, hygiene, methods, runinfo, settings
-from utils.encode import stop_ids
-from utils.models import DEFAULT_MODEL, REPOSITORY, get_model
+from utils import catalog, checkpoints, cli, disk, flags, hygiene, methods, settings
+from utils.models import DEFAULT_MODEL, get_model
 from utils.settings import Settings
-from utils.templates import fingerprint, get_template
+from utils.templates import get_template
 
 if TYPE_CHECKING:
-    import torch
-
-    from utils.batching import Batch
     from utils.dataset import TrainingData
     from utils.loading import Base
     from utils.preflight import Preflight
@@ -42,25 +37,27 @@ if TYPE_CHECKING:
 def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     cli.add_model_flags(parser, model_type=DEFAULT_MODEL)
-    settings.add_data_flags(parser)
-    settings.add_method_flags(parser)
-    settings.add_optimizer_flags(parser)
-    settings.add_speed_flags(parser)
-    settings.add_output_flags(parser)
+    flags.add_data_flags(parser)
+    flags.add_method_flags(parser)
+    flags.add_optimizer_flags(parser)
+    flags.add_speed_flags(parser)
+    flags.add_output_flags(parser)
+    flags.add_endurance_flags(parser)
     return parser
 
 
 @cli.reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
+    started = time.time()
     parser = make_parser()
-    flags = parser.parse_args(argv)
-    only_look = bool(flags.dry_run or flags.preview)
+    values = parser.parse_args(argv)
+    only_look = bool(values.dry_run or values.preview)
     try:
-        chosen = settings.resolve(flags)
+        chosen = settings.resolve(values)
         parts = catalog.parse_mixture(chosen.data)
         drop = hygiene.resolve(chosen.drop, chosen.keep)
         if not only_look:
-            kept = {"overwrite": flags.overwrite, "resume": chosen.resume_from_checkpoint}
+            kept = {"overwrite": values.overwrite, "resume": chosen.resume_from_checkpoint}
             settings.check_output(chosen.output_dir, chosen.model_name_or_path, **kept)
     except ValueError as error:
         parser.error(str(error))
@@ -68,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils import distributed, loading, preflight, preview
 
     loading.quiet_libraries()
-    if flags.device_memory:
-        elsewhere = preflight.Device.elsewhere(flags.device_memory)
-        for line in preflight.will_it_fit(chosen, elsewhere, world_size=flags.world_size or 1):
+    if values.device_memory:
+        elsewhere = preflight.Device.elsewhere(values.device_memory)
+        for line in preflight.will_it_fit(chosen, elsewhere, world_size=values.world_size or 1):
             distributed.say(line)
         return 0
     threads, cores = distributed.start()
@@ -85,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = replace(chosen, precision=base.precision, quantization_bit=base.quantization_bit)
     tokenizer = base.tokenizer()
     data = encode(chosen, tokenizer, parts, drop)
-    if flags.preview:
-        for row in data.train[: flags.preview]:
+    if values.preview:
+        for row in data.train[: values.preview]:
             distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
         return 0
     chosen, steps, foreseen = plan(chosen, base, data)
     distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
-    if flags.dry_run:
+    if values.dry_run:
         distributed.say("dry run: nothing was trained or written")
         return 0
     foreseen.require_memory()
@@ -100,14 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoints.full_disk_explained(chosen.output_dir, disk.checkpoint_bytes(foreseen.trainable)),
         distributed.lost_processes_explained(lambda: checkpoints.left_of(chosen.output_dir)),
     ):
+        from utils import finetuning
+
         if chosen.method.method.trains_base:
             base = replace(base, precision="fp32")
-        trained = train(chosen, base, tokenizer, data, steps, foreseen, flags.overwrite)
-        if not chosen.fsdp:
-            distributed.leave()
-        if distributed.is_main() or chosen.fsdp:
-            finish(chosen, base, tokenizer, data, trained)
-    return 0
+        kept = {"overwrite": values.overwrite, "started": started}
+        return finetuning.finetune(chosen, base, tokenizer, data, steps, foreseen, **kept)
 
 
 def encode(chosen: Settings, tokenizer: Any, parts: Sequence[catalog.Part], drop: frozenset[str]) -> TrainingData:
@@ -123,6 +118,7 @@ def encode(chosen: Settings, tokenizer: Any, parts: Sequence[catalog.Part], drop
             truncation=chosen.truncation,
             val_set_size=chosen.val_set_size,
             seed=chosen.seed,
+            bad_rows=chosen.bad_rows,
             drop=drop,
             overlap=hygiene.local_evaluation_sets() if "evaluation_overlap" in drop else None,
             workers=chosen.preprocessing_num_workers,
@@ -142,78 +138,6 @@ def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, St
     for line in report.plan_lines(chosen.as_dict(), data, steps, foreseen.lines(), rows_a_step=batch):
         distributed.say(line)
     return chosen, steps, foreseen
-
-
-class Trained(NamedTuple):
-    """What is left of a training once its model is gone: the saved files are held against it."""
-
-    metrics: dict[str, float]
-    trained_tokens: int
-    moved: int
-    probe: Batch
-    logits: torch.Tensor
-    started: float
-    seconds: float
-
-
-def train(
-    chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, foreseen: Preflight, overwrite: bool
-) -> Trained:
-    """Trains and saves. An old run is deleted only once all that can go wrong before has not."""
-    from utils import assembly, batching, distributed, verification
-
-    started = time.time()
-    checkpoint = checkpoints.to_resume(chosen.output_dir, chosen.resume_from_checkpoint, chosen.plan())
-    attached, trainer = assembly.make_trainer(chosen, base, tokenizer, data, steps, foreseen)
-    before = verification.marks(attached.model)
-    if distributed.is_main():
-        checkpoints.begin(chosen.output_dir, chosen.plan(), overwrite=overwrite)
-    distributed.barrier()
-    with distributed.waits_at_most(distributed.LONGEST_STEP):
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    metrics = trainer.final_metrics()
-    seconds = round(time.time() - started, 1)
-    trainer.release()
-    probe = batching.shortest(data.train, tokenizer.pad_token_id, most_tokens=2**24 // len(tokenizer))
-    moved = verification.require_moved(attached.model, before, chosen.method.method)
-    logits = verification.probe_logits(attached.model, probe)
-    if distributed.is_main():
-        attached.save(chosen.output_dir)
-        base.save_tokenizer(tokenizer, chosen.output_dir)
-    return Trained(metrics, trainer.trained_tokens, moved, probe, logits, started, seconds)
-
-
-def finish(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, trained: Trained) -> None:
-    """Reads what was saved back into a fresh base, which must answer alike, and reports."""
-    from utils import adapter_files, assembly, distributed, report, verification
-
-    gc.collect()  # the second base takes the place of the first
-    method, template = chosen.method.method, get_template(chosen.template)
-    facts: dict[str, Any] = {"precision": base.precision, "method": method, "moved": trained.moved}
-    with distributed.everywhere(chosen.output_dir, adapter_files.NAMES if chosen.fsdp else ()) as saved:
-        reloaded = assembly.reopen(chosen, base, saved)
-        verified = verification.verify_adapter(saved, reloaded, trained.probe, trained.logits, **facts)
-    distributed.leave()
-    if not distributed.is_main():
-        return
-    run = runinfo.RunInfo(
-        settings=chosen.as_dict(),
-        base_fingerprint=base.fingerprint(),
-        template_hash=fingerprint(template, tokenizer.chat_template),
-        stop_token_ids=stop_ids(template, tokenizer),
-        sources=data.sources,
-        ledger=data.ledger.as_dict(),
-        world_size=distributed.world_size(),
-        metrics=trained.metrics,
-        trained_tokens=trained.trained_tokens,
-        verified=verified.as_dict(),
-        versions=runinfo.versions(),
-        commit=runinfo.commit(REPOSITORY),
-        started=datetime.fromtimestamp(trained.started, UTC).isoformat(timespec="seconds"),
-        seconds=trained.seconds,
-    )
-    for line in report.publish(run, chosen.output_dir):
-        distributed.say(line)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, int]:
 
 def train(configuration: Configuration, folder: Path) -> None:
     """Two steps of the project's trainer. The peak counts from its first step on."""
-    from utils import adapters, training
+    from utils import adapters, trainer_arguments, training
     from utils.batching import MicroBatchSize
     from utils.proof import IGNORED, Encoded
     from utils.schedule import Steps
@@ -179,7 +179,7 @@ def train(configuration: Configuration, folder: Path) -> None:
     # The first half is a prompt; its last position predicts the answer's first token.
     labels = [IGNORED] * (length - length // 2) + [7] * (length // 2)
     row = Encoded(input_ids=[7] * length, labels=labels, origin="made up", source="")
-    arguments = training.training_arguments(
+    arguments = trainer_arguments.training_arguments(
         folder / "run",
         steps,
         learning_rate=1e-4,

@@ -18,7 +18,8 @@ from utils.readers import Row
 from utils.schedule import Steps
 from utils.target_loss import HeadAtTargets, token_loss
 from utils.templates import TEMPLATES
-from utils.training import SupervisedTrainer, training_arguments
+from utils.trainer_arguments import training_arguments
+from utils.training import SupervisedTrainer
 from utils.verification import check_files, marks, probe_logits, require_moved, verify_adapter
 
 FAMILY = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"]}

@@ -16,9 +16,11 @@ from utils.progress import LOG_NAME, LogFile, Progress
 from utils.proof import IGNORED, Encoded
 from utils.readers import Row
 from utils.schedule import Steps
+from utils.step_guard import NotFiniteError, NothingTrainedError, StepGuard
 from utils.target_loss import HeadAtTargets, token_loss
 from utils.templates import TEMPLATES
-from utils.training import NotFiniteError, SupervisedTrainer, training_arguments
+from utils.trainer_arguments import training_arguments
+from utils.training import SupervisedTrainer
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,7 @@ def make_trainer(
         micro_batch=options.pop("micro_batch", MicroBatchSize(rows=per_device)),
         needs_mask=options.pop("needs_mask", False),
         callbacks=[Progress(), LogFile(output), *options.pop("callbacks", [])],
+        **{name: options[name] for name in ("max_skipped_steps", "too_large", "best") if name in options},
     )
 
 
@@ -183,16 +186,15 @@ def test_a_longer_run_goes_on_with_its_own_rate_and_intervals(llama_base: Path, 
     assert longer.trained_tokens == 4 * sum(row.num_targets for row in encoded[:7])
 
 
-def test_a_scaler_that_cannot_scale_any_more_stops(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+def test_a_scaler_that_cannot_scale_any_more_stops(encoded: Any) -> None:
     class Scaler:
         def get_scale(self) -> float:
             return 0.5
 
-    trainer = make_trainer(llama_base, encoded, tmp_path / "run")
-    trainer.accelerator.scaler = Scaler()
-    trainer._seen = [(torch.tensor(1.0), torch.tensor([0]))]
+    guard = StepGuard(encoded, most_in_a_row=1)
+    guard.see(torch.tensor(1.0), [0], 1)
     with pytest.raises(NotFiniteError, match="the gradient is not finite"):
-        trainer.require_finite()
+        guard.judge(1, [], Scaler())
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
@@ -239,16 +241,47 @@ def poison(trainer: Any, origin: str) -> None:
     trainer.compute_loss = poisoned
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(
-    llama_base: Path, encoded: Any, tmp_path: Path
+def test_a_loss_that_is_not_finite_skips_the_step_and_after_several_the_run_stops(
+    llama_base: Path, encoded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=1, accumulation=8)
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=1, accumulation=8, max_skipped_steps=2)
     poison(trainer, "records row 4")
     before = adapter(trainer)
-    with pytest.raises(NotFiniteError, match=r"step 1: the loss is not finite.*\n  records row 4\nLook at these rows"):
+    with pytest.raises(
+        NotFiniteError,
+        match=r"step 2: the loss is not finite.*, for 2 steps running\..*\n  records row 4\nLook at these",
+    ):
         trainer.train()
     assert relative_difference(before, adapter(trainer)) == 0
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert "step 1: the loss is not finite (NaN or infinity). It is skipped, 1 of 2 running" in capsys.readouterr().out
+
+
+def test_a_skipped_step_changes_neither_the_adapter_nor_the_mean_that_is_logged(
+    llama_base: Path, encoded: Any, tmp_path: Path
+) -> None:
+    class Watch(TrainerCallback):
+        weights: ClassVar[list[dict[str, torch.Tensor]]] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.weights.append(adapter(trainer))
+
+    trainer = make_trainer(
+        llama_base, encoded, tmp_path / "run", per_device=1, accumulation=4, max_skipped_steps=2, total=4,
+        callbacks=[Watch()],
+    )  # fmt: skip
+    poison(trainer, "records row 4")
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+    skipped = [i for i, entry in enumerate(steps) if "loss" not in entry]
+    assert len(skipped) == 2, "the row is in one step of each of the two epochs"
+    for i in skipped:
+        before = Watch.weights[i - 1] if i else None
+        assert before is None or relative_difference(before, Watch.weights[i]) == 0
+    taken = next(i for i in range(4) if i not in skipped and i)
+    assert relative_difference(Watch.weights[taken - 1], Watch.weights[taken]) > 0
+    assert trainer.final_metrics()["not_finite_steps"] == 2
+    assert all(entry["loss"] > 0 for entry in steps if "loss" in entry)
 
 
 def test_a_gradient_that_is_not_finite_stops_too(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
@@ -256,6 +289,66 @@ def test_a_gradient_that_is_not_finite_stops_too(llama_base: Path, encoded: Any,
     weight = next(p for name, p in trainer.unwrapped.named_parameters() if "lora_B" in name)
     weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NotFiniteError, match="step 1: the gradient is not finite"):
+        trainer.train()
+
+
+def test_a_loss_of_exactly_zero_stops(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run", per_device=4, max_skipped_steps=2)
+    compute = trainer.compute_loss
+    trainer.compute_loss = lambda *values, **named: compute(*values, **named) * 0
+    with pytest.raises(NothingTrainedError, match="step 2: the loss is exactly 0: nothing is trained by it"):
+        trainer.train()
+
+
+def test_a_step_that_does_not_fit_is_done_again_in_smaller_micro_batches(
+    llama_base: Path, encoded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, most: int | None) -> Any:
+        trainer = make_trainer(llama_base, encoded, tmp_path / name, per_device=8, total=3)
+        compute = trainer.compute_loss
+
+        def limited(model: Any, inputs: Any, **options: Any) -> Any:
+            if most is not None and inputs["input_ids"].shape[0] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+            return compute(model, inputs, **options)
+
+        trainer.compute_loss = limited
+        trainer.train()
+        return trainer
+
+    whole, halved = run("whole", None), run("halved", 2)
+    said = capsys.readouterr().out
+    assert "step 1: memory ran out; from here on micro-batches have at most 4 rows instead of 8 rows" in said
+    assert "at most 2 rows instead of 4 rows" in said
+    assert said.count("memory ran out") == 2, "later steps begin with what fits"
+    assert losses(halved) == pytest.approx(losses(whole), rel=1e-5)
+    assert relative_difference(adapter(whole), adapter(halved)) < 1e-4
+
+
+def test_a_single_row_that_does_not_fit_says_what_would(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        llama_base, encoded, tmp_path / "run", per_device=2, too_large=lambda: "3 GB with --cutoff_len 8"
+    )
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    trainer.compute_loss = never
+    with pytest.raises(
+        OSError,
+        match=r"not even one row of the longest fits into memory \(CUDA out of memory.*3 GB with --cutoff_len 8",
+    ):
+        trainer.train()
+
+
+def test_other_errors_are_not_taken_for_memory(llama_base: Path, encoded: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(llama_base, encoded, tmp_path / "run")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a shape is wrong")
+
+    trainer.compute_loss = broken
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
         trainer.train()
 
 

@@ -5,12 +5,17 @@ Knows: in which order the parts need each other. Does not know flags, or what an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils import adapters, distributed, packing, progress, sharding, training
+from transformers import TrainerCallback, TrainingArguments
+
+from utils import adapters, distributed, packing, preflight, progress, sharding, trainer_arguments, training
 from utils.adapters import Attached
+from utils.best import Best
 from utils.dataset import TrainingData
+from utils.interruption import Interruption
 from utils.loading import Base
 from utils.preflight import Preflight
 from utils.schedule import Steps
@@ -19,9 +24,23 @@ from utils.training import SupervisedTrainer
 
 
 def make_trainer(
-    chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, steps: Steps, foreseen: Preflight
+    chosen: Settings,
+    base: Base,
+    tokenizer: Any,
+    data: TrainingData,
+    steps: Steps,
+    foreseen: Preflight,
+    *,
+    identity: Mapping[str, Any],
+    interruption: Interruption,
+    checkpoint: Path | None = None,
 ) -> tuple[Attached, SupervisedTrainer]:
-    """The base with what is trained in it, fresh, and its trainer."""
+    """The base with what is trained in it, fresh, and its trainer.
+
+    Args:
+        identity: of the run, for its checkpoints (`resumption.identity`).
+        checkpoint: that it will go on from.
+    """
     chosen.output_dir.mkdir(parents=True, exist_ok=True)
     distributed.seed(chosen.seed)  # the adapter starts alike in every process
 
@@ -35,17 +54,8 @@ def make_trainer(
     )
     if chosen.packing:
         packing.require_isolation(attached.model, data.train, tokenizer.pad_token_id)
-    arguments = training.training_arguments(
-        chosen.output_dir,
-        steps,
-        learning_rate=chosen.learning_rate,
-        precision=chosen.precision or base.precision,
-        seed=chosen.seed,
-        validates=bool(data.validation),
-        gradient_checkpointing=foreseen.checkpointing,
-        save_total_limit=chosen.save_total_limit,
-        report_to=chosen.report_to,
-    )
+    arguments = _arguments(chosen, base, data, steps, foreseen)
+    callbacks: list[TrainerCallback] = [progress.Progress(), progress.LogFile(chosen.output_dir)]
     trainer = training.SupervisedTrainer(
         attached.model,
         arguments,
@@ -56,13 +66,37 @@ def make_trainer(
         batch_size=chosen.rows_a_step(distributed.world_size()),
         micro_batch=foreseen.micro_batch,
         needs_mask=base.needs_mask or adapters.virtual_tokens(attached.model) > 0,
-        callbacks=[progress.Progress(), progress.LogFile(chosen.output_dir)],
+        callbacks=callbacks,
         processing_class=tokenizer,
         attached=attached,
         sharded=chosen.fsdp,
+        about={"identity": identity, "total_steps": steps.total},
+        best=Best(patience=chosen.early_stopping_patience),
+        interruption=interruption,
+        max_skipped_steps=chosen.max_skipped_steps,
+        too_large=lambda: preflight.remedies(chosen, base, data.train, foreseen.device),
     )
+    if chosen.log_row_ids:
+        before = checkpoint.parent if checkpoint else None
+        trainer.add_callback(progress.RowLog(chosen.output_dir, lambda: trainer.members, data.train, before))
     trainer.accelerate(chosen.extras, attention=chosen.attn_implementation)
     return attached, trainer
+
+
+def _arguments(
+    chosen: Settings, base: Base, data: TrainingData, steps: Steps, foreseen: Preflight
+) -> TrainingArguments:
+    return trainer_arguments.training_arguments(
+        chosen.output_dir,
+        steps,
+        learning_rate=chosen.learning_rate,
+        precision=chosen.precision or base.precision,
+        seed=chosen.seed,
+        validates=bool(data.validation),
+        gradient_checkpointing=foreseen.checkpointing,
+        save_total_limit=chosen.save_total_limit,
+        report_to=chosen.report_to,
+    )
 
 
 def reopen(chosen: Settings, base: Base, directory: Path) -> Any:

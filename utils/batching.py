@@ -87,6 +87,17 @@ class MicroBatchSize:
         assert (self.rows is None) != (self.tokens is None), self
         assert self.packing is None or self.tokens is not None, self
 
+    def halved(self, longest: int) -> MicroBatchSize | None:
+        """Half of it; None where it is one row already. `longest`: tokens of the longest row."""
+        if self.rows is not None:
+            return replace(self, rows=self.rows // 2) if self.rows > 1 else None
+        tokens = self.tokens or 0
+        return replace(self, tokens=max(longest, tokens // 2)) if tokens > longest else None
+
+    def said(self) -> str:
+        """For people."""
+        return f"{self.tokens:,} positions" if self.tokens else f"{self.rows} rows"
+
 
 def cut(rows: Sequence[int], lengths: Lengths, size: MicroBatchSize) -> list[MicroBatch]:
     """Rows as micro-batches, the longest first, in which lines are of like length.
@@ -199,9 +210,10 @@ def endings(rows: Sequence[Encoded], pad_id: int, *, most_rows: int = 4, tokens:
 class StepBatches(Dataset[dict[str, Any]]):
     """This rank's share of the optimizer steps of one epoch, in order; `set_epoch` draws those of another.
 
-    An item is a step: `micro_batches`, a list of batches, and `num_targets` (int64, scalar), the trained tokens of the
-    whole global batch, by which its loss is divided. A micro-batch has the columns of `pad`, and `rows` (int64, row
-    numbers, for error messages).
+    An item is a step: `members`, the row numbers of its whole global batch; `micro_batches`, a list of batches; and
+    `num_targets` (int64, scalar), the trained tokens of the whole global batch, by which its loss is divided: at least
+    one, for a row without any does not pass its proof. A micro-batch has the columns of `pad`, and `rows` (int64, row
+    numbers, for error messages). `size` may be changed between steps.
     """
 
     def __init__(
@@ -216,7 +228,7 @@ class StepBatches(Dataset[dict[str, Any]]):
         world_size: int = 1,
     ) -> None:
         """`batch_size`: rows of a global batch, of all ranks together."""
-        self._rows, self._pad_id, self._size, self._seed = rows, pad_id, size, seed
+        self._rows, self._pad_id, self.size, self._seed = rows, pad_id, size, seed
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._lengths, self._targets = store.lengths(rows), store.targets(rows)
         self.set_epoch(0)
@@ -247,11 +259,19 @@ class StepBatches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         members = self._plan[index]
-        mine = deal(members, self._lengths, self._size, world_size=self._world_size)[self._rank]
-        return {
-            "micro_batches": [_tensors(batch, self._rows, self._pad_id, self._size, members[-1]) for batch in mine],
-            "num_targets": torch.tensor(sum(int(self._targets[i]) for i in members)),
-        }
+        targets = sum(int(self._targets[i]) for i in members)
+        assert targets, "a step without a trained token"
+        return {"members": members, "micro_batches": self.share(members), "num_targets": torch.tensor(targets)}
+
+    def share(self, members: Sequence[int]) -> list[Batch]:
+        """This rank's micro-batches of the global batch `members`, of the present `size`."""
+        mine = deal(members, self._lengths, self.size, world_size=self._world_size)[self._rank]
+        return [_tensors(batch, self._rows, self._pad_id, self.size, members[-1]) for batch in mine]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(numpy.max(self._lengths))
 
 
 def padding_share(lengths: Lengths, size: MicroBatchSize, *, batch_size: int, seed: int, world_size: int) -> float:

@@ -1,69 +1,144 @@
-"""Checkpoints of a run: which one to go on from, and what is left when the disk is full.
+"""Checkpoints of a run: folders that are whole or absent, and which one can be gone on from.
 
-Knows: the folders that Trainer writes (`trainer_state.json` comes last). Does not know what is trained.
+Knows: the folder, its manifest (every file's size and sha256, and what the checkpoint is of), and what is left when the
+disk is full. Does not know what is trained, or what two runs may differ in (`utils.resumption`).
+
+A checkpoint is written beside its place, flushed to the disk file by file, given its manifest last, and renamed: what
+has a manifest was finished, and what does not agree with its manifest was damaged since. The stock Trainer writes into
+the place itself, takes the newest folder by its name alone, and loads a flipped bit without an error.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils import disk, runinfo
+from utils import disk, outputs, runinfo
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_PREFIX = "checkpoint-"
 
 
-def newest(directory: Path) -> Path | None:
-    """The whole `checkpoint-N` with the highest step."""
-    found = [(int(path.name.rpartition("-")[2]), path) for path in directory.glob("checkpoint-*") if _is_whole(path)]
-    return max(found)[1] if found else None
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of optimizer step `step` of the run in `directory` is."""
+    return directory / f"{_PREFIX}{step}"
 
 
-PLAN = "plan.json"
-"""What the checkpoints of a run's directory are of."""
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def begin(directory: Path, plan: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Writes down what the checkpoints that will come are of; `overwrite` deletes the run that is there."""
-    if overwrite:
-        runinfo.clear(directory)
-    (directory / PLAN).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+def found(directory: Path) -> list[Path]:
+    """The checkpoints in `directory` by step, whole or not."""
+    named = [path for path in directory.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(named, key=step_of)
 
 
-def _require_same_plan(checkpoint: Path, plan: Mapping[str, Any]) -> None:
-    file = checkpoint.parent / PLAN
-    if not file.is_file():
-        return
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    for name in [*kept, *(name for name in plan if name not in kept)]:
-        if kept.get(name) != plan.get(name):
-            raise ValueError(
-                f"--resume_from_checkpoint {checkpoint}: it was trained with --{name} {kept.get(name)}, now it is "
-                f"{plan.get(name)}: give the same, or another --output_dir"
-            )
-
-
-def to_resume(directory: Path, wish: str | None, plan: Mapping[str, Any]) -> Path | None:
-    """The checkpoint to go on from: None for no `wish`, the newest of `directory` for an empty one, else the one named.
+@contextmanager
+def writing(directory: Path, step: int, about: Mapping[str, Any]) -> Iterator[Path]:
+    """An empty folder that becomes the checkpoint of `step` where the block ends well, and is gone where it does not.
 
     Args:
-        plan: flag → value of all that must be as it was.
-
-    Raises:
-        ValueError: there is none, it is not whole, or it is of another plan.
+        about: what the checkpoint is of, as JSON; `about_of` gives it back.
     """
-    if wish is None:
-        return None
-    checkpoint = Path(wish) if wish else newest(directory)
-    if checkpoint is None:
-        raise ValueError(f"--resume_from_checkpoint: {directory} holds no whole checkpoint; --overwrite starts anew")
-    if not _is_whole(checkpoint):
-        raise ValueError(f"--resume_from_checkpoint {checkpoint}: no trainer_state.json, so not a whole checkpoint")
-    _require_same_plan(checkpoint, plan)
-    return checkpoint
+    with outputs.atomic_directory(path_of(directory, step)) as folder:
+        yield folder
+        files = {path.name: _described(path) for path in sorted(folder.iterdir())}
+        (folder / MANIFEST).write_text(
+            _sealed({"format": FORMAT, "step": step, "about": about, "files": files}), encoding="utf-8"
+        )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sealed(manifest: Mapping[str, Any]) -> str:
+    """`manifest` as text, with the hash of itself: a flipped bit of it must not pass either."""
+    body = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n"
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Why `checkpoint` cannot be gone on from; None where every file is as it was written."""
+    path = checkpoint / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        files = manifest["files"]
+        intact = manifest["format"] == FORMAT and _sealed(manifest) == text
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was not finished, or another program wrote it"
+    except (ValueError, KeyError, TypeError, OSError):
+        intact, files = False, {}
+    if not intact:
+        return f"its {MANIFEST} is damaged, or of another version of this program"
+    for name, known in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        size = file.stat().st_size
+        if size != known["bytes"]:
+            return f"{name} has {size:,} bytes, and had {known['bytes']:,}"
+        if _described(file) != known:
+            return f"{name} is damaged: its sha256 is not the one it was written with"
+    return None
+
+
+def about_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint without `fault` is of, as it was given to `writing`."""
+    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["about"]
+
+
+def newest(directory: Path, say: Callable[[str], object] = lambda line: None) -> Path | None:
+    """The whole checkpoint with the highest step; `say` is told of each one that is passed over, and why."""
+    for checkpoint in reversed(found(directory)):
+        why = fault(checkpoint)
+        if why is None:
+            return checkpoint
+        say(f"{checkpoint} is passed over: {why}")
+    return None
+
+
+def thin_out(directory: Path, limit: int, written: Path, keep: Collection[Path] = ()) -> None:
+    """Deletes checkpoints until `limit` are left: first those of steps that are still to come (a run that went on from
+    an older one will write them anew), then the oldest. Never `written`, which is whole, nor those of `keep`."""
+    present = found(directory)
+    later = [path for path in reversed(present) if step_of(path) > step_of(written)]
+    earlier = [path for path in present if step_of(path) <= step_of(written)]
+    removable = [path for path in [*later, *earlier] if path != written and path not in keep]
+    for path in removable[: max(0, len(present) - limit)]:
+        _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first: a process that is killed must not leave half of it in its place."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.removed.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
+
+
+def begin(directory: Path, *, overwrite: bool) -> None:
+    """Clears what killed processes have left in `directory`, where no other process writes (`utils.run_lock`);
+    `overwrite` deletes the run that is there."""
+    if overwrite:
+        runinfo.clear(directory)
+    for leftover in directory.glob(outputs.LEFTOVERS):
+        shutil.rmtree(leftover)
+    for path in list(directory.glob(f".{_PREFIX}*")):
+        if path.exists():
+            outputs.recover(directory / path.name.split(".")[1], alone=True)
 
 
 def left_of(directory: Path) -> str:
@@ -74,7 +149,8 @@ def left_of(directory: Path) -> str:
 
 @contextmanager
 def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
-    """Turns whatever a library raises on a full disk into one `OSError` that says what was kept and how to go on.
+    """Turns whatever a library raises on a full disk into one `OSError` that says what is missing, what was kept and
+    how to go on.
 
     Args:
         needed: bytes that a checkpoint takes.
@@ -84,26 +160,20 @@ def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
     except Exception as error:
         if not _is_full_disk(error):
             raise
-        for path in directory.glob("checkpoint-*"):
-            if not _is_whole(path):
-                shutil.rmtree(path, ignore_errors=True)
         last = newest(directory)
         kept = (
             f"{last} is whole: make room, then add --resume_from_checkpoint" if last else "no checkpoint was finished"
         )
-        free = disk.megabytes(shutil.disk_usage(directory).free)
+        free = shutil.disk_usage(directory).free
+        missing = f"{disk.megabytes(needed - free)} more are needed" if needed > free else "a quota may be used up"
         raise OSError(
-            f"the disk of {directory} is full ({free} free; a checkpoint takes about {disk.megabytes(needed)}), "
-            f"so the run stopped; {kept}"
+            f"the disk of {directory} is full ({disk.megabytes(free)} free; a checkpoint takes about "
+            f"{disk.megabytes(needed)}: {missing}), so the run stopped; {kept}"
         ) from error
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    return (checkpoint / "trainer_state.json").is_file()
 
 
 def _is_full_disk(error: BaseException) -> bool:
     """torch and safetensors raise errors of their own, which carry the system's words or only torch's."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    return "No space left" in str(error) or "PytorchStreamWriter failed" in str(error)
+    return "No space left" in str(error) or "File too large" in str(error) or "PytorchStreamWriter failed" in str(error)

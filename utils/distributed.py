@@ -99,6 +99,34 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def gather_numbers(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """As `gather`, of as many numbers in each process, by one exchange of tensors on `device`: cheap enough for every
+    step."""
+    own = torch.tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    if not dist.is_initialized():
+        return [own.tolist()]
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, own)
+    return [each.tolist() for each in every]
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What `decide` gives in the main process, in every process. What it raises there ends the others without a
+    word."""
+    made: list[Any] = [None, False]
+    if is_main():
+        try:
+            made = [decide(), True]
+        finally:
+            if dist.is_initialized():
+                dist.broadcast_object_list(made, src=0)
+    else:
+        dist.broadcast_object_list(made, src=0)
+    if not made[1]:
+        raise SystemExit(1)
+    return made[0]
+
+
 def in_turn(work: Callable[[], T]) -> T:
     """What `work` gives in this process, where a machine's processes do it one after the other: what it needs of the
     machine's memory, it needs once."""
@@ -185,25 +213,43 @@ def everywhere(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     if is_main():
         yield directory
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in sent[0].items():
-            (Path(folder) / name).write_bytes(content)
-        yield Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / directory.name
+        folder.mkdir()
+        for file, content in sent[0].items():
+            (folder / file).write_bytes(content)
+        yield folder
+
+
+AVERAGED = 2**24
+"""Numbers of gradients that are exchanged at a time."""
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Puts the mean over all processes in the place of every gradient, as DistributedDataParallel would; one that a
-    process does not have counts as zero there. For models that DistributedDataParallel does not take."""
-    trained = [p for p in parameters if p.requires_grad]
-    if not dist.is_initialized() or not trained:
+    """Puts the mean over all processes in the place of every gradient; one that a process does not have counts as zero
+    there. It is done once a step has gone well in every process (DistributedDataParallel would begin during the
+    backward pass, and a process that runs out of memory there would be waited for), a part after the other."""
+    if not dist.is_initialized():
         return
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    part: list[torch.nn.Parameter] = []
+    size = 0
+    for parameter in (p for p in parameters if p.requires_grad):
+        if part and size + parameter.numel() > AVERAGED:
+            _average(part)
+            part, size = [], 0
+        part.append(parameter)
+        size += parameter.numel()
+    if part:
+        _average(part)
+
+
+def _average(part: Sequence[torch.nn.Parameter]) -> None:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in part]
     flat = torch.cat([gradient.flatten().float() for gradient in gradients]) / dist.get_world_size()
     dist.all_reduce(flat)
-    parts = flat.split([p.numel() for p in trained])
-    for parameter, part in zip(trained, parts, strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+    for parameter, mean in zip(part, flat.split([p.numel() for p in part]), strict=True):
+        parameter.grad = mean.view_as(parameter).to(parameter.dtype)
 
 
 def device() -> torch.device:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ENDINGS = (".json", ".jsonl")
+LEFTOVERS = ".part-*"
+"""What a process that was killed in `into` leaves in its directory."""
 
 
 def require_ending(path: Path) -> None:
@@ -53,6 +55,7 @@ def atomic(path: Path) -> Iterator[TextIO]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's files are their owner's alone
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,27 +71,65 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         yield folder
-        for file in folder.iterdir():
-            file.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are their owner's alone
+        _finish_files(folder)
         if path.exists():
             path.rename(aside)
         folder.rename(path)
+        sync(path.parent)
     finally:
         # Ctrl-C may come between any two calls: what is on disk tells how far it went, nothing else does.
         _settle(folder, aside, path)
 
 
-def recover(path: Path) -> None:
+@contextmanager
+def into(directory: Path) -> Iterator[Path]:
+    """An empty folder whose files take their places in `directory` where the block ends well, one after the other, each
+    whole or not at all; other files of `directory` stay. A process that is killed leaves the folder (`LEFTOVERS`)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=LEFTOVERS.removesuffix("*"), dir=directory) as name:
+        folder = Path(name)
+        folder.chmod(0o777 & ~_umask())
+        yield folder
+        _finish_files(folder)
+        for file in sorted(folder.iterdir()):
+            file.replace(directory / file.name)
+        sync(directory)
+
+
+def sync(path: Path) -> None:
+    """Has a file's content, or the names in a folder, on the disk before it returns: a rename is only then there after
+    a loss of power, and in order (Pillai et al. 2014, All File Systems Are Not Created Equal)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finish_files(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are their owner's alone
+        sync(file)
+    sync(folder)
+
+
+def recover(path: Path, *, alone: bool = False) -> None:
     """Clears what processes of this machine that were killed in `atomic_directory(path)` have left beside `path`, and
-    puts back what one had moved aside."""
+    puts back what one had moved aside.
+
+    Args:
+        alone: no other process writes here, so whatever is left, of any machine, is of one that was killed.
+    """
     path = path.resolve()
     if not path.name or not path.parent.is_dir():
         return
     before, _, _ = _beside(path, 0, "").name.rpartition("-")
     for found in list(path.parent.iterdir()):
+        if found.suffix not in (".part", ".old") or not found.name.startswith(f".{path.name}."):
+            continue
         start, _, pid = found.stem.rpartition("-")
-        is_one = start == before and pid.isdecimal() and found.suffix in (".part", ".old")
-        if is_one and not _runs_elsewhere(int(pid)):
+        is_ours = start == before and pid.isdecimal() and not _runs_elsewhere(int(pid))
+        if alone or is_ours:
             _settle(found.with_suffix(".part"), found.with_suffix(".old"), path)
 
 

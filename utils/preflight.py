@@ -123,8 +123,9 @@ class Preflight:
         yield f"time: {step}{whole}, at {speed} ({basis})"
 
     def _batches(self) -> str:
-        size = f"{self.micro_batch.tokens:,} positions" if self.micro_batch.tokens else f"{self.micro_batch.rows} rows"
-        return f"at most {size}, {self.batches:.1f} a step on each device; padding {self.padding:.1%}"
+        return (
+            f"at most {self.micro_batch.said()}, {self.batches:.1f} a step on each device; padding {self.padding:.1%}"
+        )
 
     def _verdict(self) -> str:
         return "fits" if self.fits else "does NOT fit"
@@ -194,6 +195,31 @@ def foresee(
         total=total,
         unknown=reason,
     )
+
+
+def remedies(chosen: Settings, base: Base, rows: Sequence[Encoded], device: Device) -> str:
+    """What a single row of the longest takes, by prediction, under settings that take less; for people whose memory
+    has just run out."""
+    longest = int(numpy.max(store.lengths(rows)))
+    least = replace(chosen, per_gpu_train_batch_size=1, max_tokens_per_batch=None, packing=False)
+
+    def total(choice: Settings, on: Base, length: int) -> str:
+        row = Encoded(input_ids=[0] * length, labels=[0] * length, origin="", source="")
+        return megabytes(foresee(choice, on, [row], device, None).footprint.total)
+
+    method = chosen.method.method
+    found = [f"{total(least, base, longest)} are predicted for it"]
+    if method.gradient_checkpointing and chosen.gradient_checkpointing != "on":
+        least = replace(least, gradient_checkpointing="on")
+        found.append(f"{total(least, base, longest)} with --gradient_checkpointing on")
+    if base.quantization_bit > 4 and 4 in method.quantization_bits:
+        smaller = replace(base, quantization_bit=4)
+        found.append(f"{total(replace(least, quantization_bit=4), smaller, longest)} with --quantization_bit 4, too")
+    found.append(
+        f"{total(least, base, max(1, longest // 2))} with --cutoff_len {max(1, longest // 2)} and no fewer bits"
+    )
+    free = "" if device.memory is None else f"; {megabytes(device.memory)} were free before the run"
+    return f"{', '.join(found)}{free}. Another --size takes less, or --fsdp on several devices"
 
 
 class _Unknown:

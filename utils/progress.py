@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from utils import distributed, runinfo
+from utils import distributed, outputs, runinfo
+from utils.proof import Encoded
 from utils.schedule import duration
 
 LOG_NAME = "training_log.jsonl"
+ROWS_NAME = "row_ids.jsonl"
 
 
 class Progress(TrainerCallback):
@@ -44,7 +47,8 @@ class Progress(TrainerCallback):
         if "learning_rate" not in logs:
             return
         rate = logs["trained_tokens_per_second"]
-        figures = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {rate:,.0f} trained tokens/s"
+        loss = f"loss {logs['loss']:.4f}" if "loss" in logs else "no loss that is a number"
+        figures = f"{loss}  lr {logs['learning_rate']:.2e}  {rate:,.0f} trained tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(figures)
             return
@@ -63,21 +67,66 @@ class Progress(TrainerCallback):
             distributed.say(line)
 
 
+def rewrite(directory: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Has `training_log.jsonl` hold these entries and no others."""
+    with outputs.atomic(directory / LOG_NAME) as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+
 class LogFile(TrainerCallback):
     """Appends every log entry to `training_log.jsonl`; a resumed run first writes those of the checkpoint again, so
     that the file has each step once. With the first step the directory is no longer a finished run's: not before, for
     until then a checkpoint that cannot be gone on with must cost nothing."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LOG_NAME
+        self._directory = directory
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if distributed.is_main():
-            self._path.with_name(runinfo.NAME).unlink(missing_ok=True)  # what follows is not yet a finished run
-            lines = [json.dumps(entry) + "\n" for entry in state.log_history]
-            self._path.write_text("".join(lines), encoding="utf-8")
+            (self._directory / runinfo.NAME).unlink(missing_ok=True)  # what follows is not yet a finished run
+            rewrite(self._directory, state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if distributed.is_main() and state.log_history:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
+            _append(self._directory / LOG_NAME, state.log_history[-1])
+
+
+class RowLog(TrainerCallback):
+    """Appends the rows of every step to `row_ids.jsonl`, in their order, whatever the processes and micro-batches: two
+    runs that trained the same can be compared line by line.
+
+    Args:
+        members: the row numbers of the last step.
+        rows: that they number.
+        before: where the run that this one goes on from has its own.
+    """
+
+    def __init__(
+        self, directory: Path, members: Callable[[], Sequence[int]], rows: Sequence[Encoded], before: Path | None
+    ) -> None:
+        self._path, self._members, self._rows = directory / ROWS_NAME, members, rows
+        self._before = before / ROWS_NAME if before else self._path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if distributed.is_main():
+            kept = [line for line in _whole_lines(self._before) if json.loads(line)["step"] <= state.global_step]
+            with outputs.atomic(self._path) as file:
+                file.writelines(line + "\n" for line in kept)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if distributed.is_main():
+            rows = [self._rows[row].origin for row in self._members()]
+            _append(self._path, {"step": state.global_step, "rows": rows})
+
+
+def _append(path: Path, entry: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without one that a killed process has begun."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text[: text.rfind("\n") + 1].splitlines()

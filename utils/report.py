@@ -38,12 +38,16 @@ def plan_lines(
 def result_lines(run: RunInfo, directory: Path) -> list[str]:
     """What a run has done, and what to do next."""
     verified = run.verified
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in run.metrics.items())
+    figures = "  ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value:,}"
+        for name, value in run.metrics.items()
+    )
     what, where = ("model", "") if get_method(run.method).trains_base else ("adapter", " into a fresh base")
     return [
         f"{what} verified: {verified['tensors']} tensors read back{where}; largest logit difference "
         f"{verified['max_logit_difference']:.1e} of {verified['max_logit']:.1f}",
         f"{figures}  ({run.trained_tokens:,} trained tokens in {duration(run.seconds)})",
+        *([run.kept] if run.kept else []),
         f"{what}: {directory}",
         f"loss curve: {directory / 'loss.png'}",
         f"ask it: python3 generate.py --lora_dir {directory}",
@@ -119,6 +123,7 @@ prompt must be the one it was trained with: template `{run.settings["template"]}
 
 {metrics}
 - trained tokens: {run.trained_tokens:,} in {run.seconds:,.0f} s
+- {run.kept}
 
 The saved {words["reread"]}: largest logit difference {run.verified["max_logit_difference"]:.2e}
 where the largest logit is {run.verified["max_logit"]:.2f}, over {run.verified["probe_tokens"]} tokens.

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
     "ice_text.model",
-    "plan.json",
+    "row_ids.jsonl",
 )
 
 
@@ -73,6 +73,8 @@ class RunInfo:
     started: str
     """ISO 8601, UTC."""
     seconds: float
+    kept: str = ""
+    """Which of the run's states this is, and why, for people."""
     format: int = FORMAT
 
     @property
@@ -121,10 +123,10 @@ def read(directory: Path) -> RunInfo:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is broken ({error}); train the run again") from error
-    known = {f.name for f in fields(RunInfo)}
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not known <= values.keys():
+    needed = {f.name for f in fields(RunInfo) if f.default is MISSING}
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not needed <= values.keys():
         raise ValueError(f"{path} was not written by this version (format {FORMAT} is expected)")
-    return RunInfo(**{name: values[name] for name in known})
+    return RunInfo(**{f.name: values[f.name] for f in fields(RunInfo) if f.name in values})
 
 
 def default_directory(model: str, data_name: str, method: str = METHOD) -> Path:

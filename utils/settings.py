@@ -1,21 +1,19 @@
-"""The settings of a fine-tuning run: its flags, and what they resolve to where they are not given.
+"""The settings of a fine-tuning run: what its flags (`utils.flags`) resolve to where they are not given.
 
-Knows: argparse and the model rows that answer for a flag left out. Does not know how any value is used.
+Knows: the model rows that answer for a flag left out, and which flags contradict each other. Does not know how any
+value is used.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from utils import catalog, cli, hygiene, methods, runinfo
+from utils import catalog, methods, run_lock, runinfo
 from utils.models import checkpoint_of, get_model
 from utils.schedule import Steps, plan_steps
-
-FROM_ROW = "(default: the family's)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,7 @@ class Settings:
     val_set_size: float | None
     cutoff_len: int
     truncation: Literal["drop", "prompt", "answer"]
+    bad_rows: Literal["error", "drop"]
     drop: list[str]
     keep: list[str]
     preprocessing_num_workers: int | None
@@ -57,6 +56,12 @@ class Settings:
     seed: int
     output_dir: Path
     resume_from_checkpoint: str | None
+    resume_anyway: bool
+    max_hours: float | None
+    max_skipped_steps: int
+    early_stopping_patience: int | None
+    load_best_model_at_end: bool
+    log_row_ids: bool
     logging_steps: int | None
     eval_steps: int | None
     save_steps: int | None
@@ -94,187 +99,16 @@ class Settings:
         """Rows of `utils.extras` that were asked for, attention aside."""
         return [name for name in ("liger_kernel", "torch_compile") if getattr(self, name)]
 
-    def plan(self) -> dict[str, Any]:
-        """What a checkpoint can only be gone on with; AdaLoRA's steps follow from the length of the run."""
-        options = {name: value for name, value in self.peft_options.items() if not name.startswith("adalora_t")}
-        options.pop("adalora_delta_t", None)
-        return {"peft_type": self.peft_type, **options}
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the state with the lowest validation loss is kept, and not the last."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     def as_dict(self) -> dict[str, Any]:
         """For `run.json`: every flag under its name."""
         values = asdict(self)
         options: dict[str, Any] = values.pop("peft_options")
         return values | options | {"output_dir": str(self.output_dir)}
-
-
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Which rows, and how many of their tokens."""
-    add = parser.add_argument_group("data").add_argument
-    add(
-        "--data",
-        nargs="+",
-        metavar="D",
-        help=f"keys of data/datasets.toml joined by -, or files; each may carry :N (rows) and *W (repeats) {FROM_ROW}",
-    )
-    add(
-        "--val_set_size",
-        type=cli.rows_or_share,
-        help="rows, or a share below 1, held out for validation; 0: none; lowered to a tenth where it would take "
-        "more than half (default: the family's, or a tenth, at most 2,000)",
-    )
-    add("--cutoff_len", type=cli.positive_int, help=f"the most tokens of a row {FROM_ROW}")
-    add(
-        "--truncation",
-        choices=("drop", "prompt", "answer"),
-        default="drop",
-        help="what happens to longer rows; counted in any case (default: drop)",
-    )
-    add_hygiene_flags(add)
-    add(
-        "--preprocessing_num_workers",
-        type=cli.positive_int,
-        metavar="N",
-        help="processes that encode (default: one; for a large file and from 4 cores on, one a core, at most 8)",
-    )
-    add("--preview", type=cli.positive_int, metavar="N", help="print N rows with the trained tokens marked, and exit")
-
-
-def add_hygiene_flags(add: Callable[..., Any]) -> None:
-    """Which findings cost a row its place; `add` is a parser's or a group's `add_argument`."""
-    default = ", ".join(sorted(hygiene.resolve()))
-    checks = ", ".join(hygiene.CHECKS)
-    add("--drop", nargs="+", default=[], metavar="CHECK", help=f"drop rows for these, too, of: {checks}")
-    add("--keep", nargs="+", default=[], metavar="CHECK", help=f"do not drop rows for these, of: {default}")
-
-
-def add_method_flags(parser: argparse.ArgumentParser) -> None:
-    """What is trained in the base."""
-    group = parser.add_argument_group("method", "an option of another method than the chosen one is an error")
-    group.add_argument(
-        "--peft_type",
-        type=methods.method_name,
-        choices=methods.METHODS,
-        default=methods.DEFAULT_METHOD,
-        metavar="METHOD",
-        help=f"what is trained: {', '.join(methods.METHODS)} (default: {methods.DEFAULT_METHOD})",
-    )
-    for name, option in methods.OPTIONS.items():
-        owners = [method for method, row in methods.METHODS.items() if name in row.options]
-        others = [f"{m}: {methods.METHODS[m].defaults[name]}" for m in owners if name in methods.METHODS[m].defaults]
-        default = "; ".join([str(option.unless_given or option.default), *others])
-        group.add_argument(
-            f"--{name}",
-            type=option.kind,
-            nargs=option.nargs,
-            metavar="NAME" if option.nargs else None,
-            help=f"{option.help} [{', '.join(owners)}] (default: {default})",
-        )
-
-
-def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
-    """Batches, steps and the learning rate."""
-    add = parser.add_argument_group("training").add_argument
-    add(
-        "--batch_size",
-        type=cli.positive_int,
-        help=f"rows of an optimizer step, the same for any number of devices {FROM_ROW}",
-    )
-    add(
-        "--max_tokens_per_batch",
-        type=cli.positive_int,
-        metavar="T",
-        help="positions that go through the model at once on each device, padding included: rows of like length share "
-        "a micro-batch (default: what fits into memory)",
-    )
-    add(
-        "--per_gpu_train_batch_size",
-        type=cli.positive_int,
-        metavar="N",
-        help="rows that go through the model at once on each device, instead of --max_tokens_per_batch",
-    )
-    add(
-        "--gradient_accumulation_steps",
-        type=cli.positive_int,
-        metavar="A",
-        help="with --per_gpu_train_batch_size N: an optimizer step has N rows, A times, on each device, instead of "
-        "--batch_size",
-    )
-    add(
-        "--packing",
-        action="store_true",
-        help="several rows behind each other in one line of a batch, blind to each other; refused where they would not "
-        "be (default: rows of like length share a batch)",
-    )
-    add("--epochs", type=cli.positive_float, help=f"passes over the data {FROM_ROW}")
-    add("--max_steps", type=cli.positive_int, help="optimizer steps, instead of --epochs")
-    add(
-        "--learning_rate",
-        type=cli.positive_float,
-        help="peak learning rate (default: the family's, times what the method needs; for lora 1)",
-    )
-    add("--warmup_steps", type=cli.natural_int, help="optimizer steps to the peak (default: a tenth, at most 100)")
-    add(
-        "--gradient_checkpointing",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="compute activations twice to save memory; auto: where they would not fit (default: auto)",
-    )
-    add("--seed", type=int, default=42, help="of the split, the order, the adapter and the dropout (default: 42)")
-
-
-def add_speed_flags(parser: argparse.ArgumentParser) -> None:
-    """Faster kernels, each of which must first give the plain model's loss and gradients; and several devices."""
-    add = parser.add_argument_group("speed", "see docs/gpu.md and docs/several-gpus.md").add_argument
-    add(
-        "--attn_implementation",
-        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
-        help="how attention is computed (default: transformers' choice, sdpa where the family has it)",
-    )
-    add("--liger_kernel", action="store_true", help="Liger's fused kernels (pip install -r requirements-gpu.txt)")
-    add("--torch_compile", action="store_true", help="compile each layer; worth it for long runs")
-    add(
-        "--fsdp",
-        action="store_true",
-        help="share the frozen base out among the processes, for one that is larger than a device",
-    )
-    add(
-        "--device_memory",
-        type=cli.memory_size,
-        metavar="SIZE",
-        help="with --dry_run: whether it fits on a CUDA device with this much memory, such as 80GB, which need not be "
-        "here; nor need the model",
-    )
-    add("--world_size", type=cli.positive_int, metavar="N", help="with --device_memory: on so many of them")
-
-
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Where the run goes, and what it tells on its way."""
-    add = parser.add_argument_group("output").add_argument
-    add("--output_dir", type=Path, help="the run's directory (default: saved_models/<model>_<data>)")
-    add("--overwrite", action="store_true", help="delete the run that the directory holds")
-    add(
-        "--resume_from_checkpoint",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="go on from this checkpoint, or from the newest of the run",
-    )
-    add(
-        "--logging_steps",
-        type=cli.positive_int,
-        help="optimizer steps between log lines (default: a fiftieth of the run, at most 20)",
-    )
-    add("--eval_steps", type=cli.positive_int, help="optimizer steps between validations (default: a tenth of the run)")
-    add("--save_steps", type=cli.positive_int, help="optimizer steps between checkpoints (default: a tenth of the run)")
-    add("--save_total_limit", type=cli.positive_int, default=3, help="checkpoints kept (default: 3)")
-    add(
-        "--report_to",
-        nargs="+",
-        default=["none"],
-        metavar="TO",
-        help="trackers such as tensorboard or wandb, which you install yourself (default: none)",
-    )
-    add("--dry_run", action="store_true", help="do everything but train: settings, ledger, lengths, parameters, steps")
 
 
 def resolve(values: argparse.Namespace) -> Settings:
@@ -293,6 +127,7 @@ def resolve(values: argparse.Namespace) -> Settings:
         gradient_checkpointing=values.gradient_checkpointing,
     )
     _check_batches(values)
+    _check_endurance(values)
     if values.device_memory and not values.dry_run:
         raise ValueError("--device_memory asks about a device that need not be here: give --dry_run, too")
     if values.world_size and not values.device_memory:
@@ -334,6 +169,16 @@ def _check_batches(values: argparse.Namespace) -> None:
         raise ValueError("--packing fills --max_tokens_per_batch, and --per_gpu_train_batch_size counts rows: give one")
 
 
+def _check_endurance(values: argparse.Namespace) -> None:
+    if values.resume_anyway and values.resume_from_checkpoint is None:
+        raise ValueError("--resume_anyway belongs to --resume_from_checkpoint: give that, too, or leave it out")
+    if values.val_set_size != 0:
+        return
+    for flag in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(values, flag):
+            raise ValueError(f"--{flag} goes by the loss on rows held out, and --val_set_size 0 holds out none")
+
+
 def check_output(directory: Path, base: str, *, overwrite: bool, resume: str | None) -> None:
     """`ValueError` if `directory` holds something that must not be lost (the base, for one), or nothing to resume.
 
@@ -344,7 +189,7 @@ def check_output(directory: Path, base: str, *, overwrite: bool, resume: str | N
         raise ValueError(f"--overwrite would delete the base {base}, which is in {directory}: choose another directory")
     if overwrite and resume is not None:
         raise ValueError("--overwrite deletes what --resume_from_checkpoint would go on with: choose one of them")
-    if not directory.exists() or not any(directory.iterdir()):
+    if not directory.exists() or all(path.name in run_lock.NAMES for path in directory.iterdir()):
         if resume == "":
             raise ValueError(f"--resume_from_checkpoint: {directory} holds no run to go on with")
         return

@@ -1,33 +1,36 @@
 """The training loop: transformers' Trainer with our batches, our loss and our guard.
 
-Knows: optimizer steps, the loss, and when a run must stop. Does not know records, prompts or files of its own.
+Knows: optimizer steps, the loss, micro-batches and what to do when one is too large. Does not know records, prompts or
+files of its own.
 
 The loss of a step is the sum over its trained tokens divided by their number in the whole global batch, so
-accumulation, batch shape and the number of processes do not change it. The stock Trainer logs a NaN as 0.0 and
-goes on (measured in 5.23); here a loss or gradient that is not finite stops the run before the optimizer steps, with
-the rows named.
+accumulation, batch shape and the number of processes do not change it. A step that memory runs out in is done again in
+micro-batches of half the size: the same rows, the same loss.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import extract_model_from_parallel
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from utils import distributed, extras, store
 from utils.adapters import Attached
 from utils.batching import MicroBatchSize, StepBatches, endings, evaluation_batches, only_item, shortest
+from utils.best import Best
+from utils.interruption import Interruption
 from utils.proof import Encoded
+from utils.resumable import ResumableTrainer
 from utils.schedule import Steps, learning_rate_factor
+from utils.step_guard import StepGuard
 from utils.target_loss import HeadAtTargets, trained_positions
 
 LOSS_TOLERANCE: Mapping[distributed.Precision, float] = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 5e-3}
@@ -35,56 +38,7 @@ LOSS_TOLERANCE: Mapping[distributed.Precision, float] = {"fp32": 1e-4, "bf16": 1
 and round less than a logit does (`verification.TOLERANCE`)."""
 
 
-def training_arguments(
-    output_dir: Path,
-    steps: Steps,
-    *,
-    learning_rate: float,
-    precision: distributed.Precision,
-    seed: int,
-    validates: bool,
-    gradient_checkpointing: bool,
-    save_total_limit: int,
-    report_to: Sequence[str],
-) -> TrainingArguments:
-    """Trainer's arguments: ours, and what we switch off because we do it ourselves."""
-    arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=steps.total,
-        # An item of our loader is a whole step: how many micro-batches that is, only we know.
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        learning_rate=learning_rate,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=distributed.device().type == "cpu",
-        seed=seed,
-        logging_steps=steps.logging,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if validates else "no",
-        eval_steps=steps.evaluating,
-        save_strategy="steps",
-        save_steps=steps.saving,
-        save_total_limit=save_total_limit,
-        gradient_checkpointing=gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        ddp_find_unused_parameters=False,
-        remove_unused_columns=False,
-        report_to=list(report_to),
-        disable_tqdm=True,
-    )
-    # One process uses one device. On a box with several GPUs Trainer would wrap the model in DataParallel, which splits
-    # batches behind our back; several GPUs are what torchrun is for.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-class NotFiniteError(ValueError):
-    """A loss or gradient is NaN or infinite; the step was not taken."""
-
-
-class SupervisedTrainer(Trainer):
+class SupervisedTrainer(ResumableTrainer):
     """Trainer on `Encoded` rows; see the module for what it changes."""
 
     def __init__(
@@ -103,6 +57,11 @@ class SupervisedTrainer(Trainer):
         processing_class: Any = None,
         attached: Attached | None = None,
         sharded: bool = False,
+        about: Mapping[str, Any] | None = None,
+        best: Best | None = None,
+        interruption: Interruption | None = None,
+        max_skipped_steps: int = 1,
+        too_large: Callable[[], str] = lambda: "choose a lower --cutoff_len",
     ) -> None:
         """
         Args:
@@ -110,15 +69,21 @@ class SupervisedTrainer(Trainer):
             micro_batch: how many of them go through the model at once.
             needs_mask: see `HeadAtTargets`.
             attached: what `model` belongs to, where its method wants more than gradients.
+            about: what checkpoints are of.
+            too_large: asked for what would fit, when not even one row does.
         """
-        self._attached, self._penalty, self._micro_batches = attached, None, 1
+        self.attached, self._penalty, self._micro_batches = attached, None, 1
+        self.about, self.best, self._too_large = about or {}, best or Best(), too_large
+        self.guard = StepGuard(train_rows, most_in_a_row=max_skipped_steps, asked=interruption)
+        self.members: list[int] = []
+        """Row numbers of the last step's global batch."""
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.trained_tokens = 0
         self._tokens, self._positions, self._extras = 0, 0, extras.Enabled()
-        self._session = (time.perf_counter(), 0)
+        self._session, self._logged_before, self._why = (time.perf_counter(), 0), 0, None
         self.unwrapped = model
         self._head = HeadAtTargets(model, needs_mask=needs_mask)
-        self._pad_id, self._steps, self._micro_batch, self._needs_mask = pad_id, steps, micro_batch, needs_mask
+        self._pad_id, self._steps, self._needs_mask = pad_id, steps, needs_mask
         self._lengths = store.lengths(train_rows)
         self._batches = StepBatches(
             train_rows,
@@ -129,7 +94,6 @@ class SupervisedTrainer(Trainer):
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         super().__init__(
             model=model,
             args=args,
@@ -174,29 +138,75 @@ class SupervisedTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of a step's micro-batches, whose gradients the processes share after the last; remembers
-        losses and rows for the guard."""
-        batches = inputs["micro_batches"]
-        self._micro_batches = len(batches)
-        for i, batch in enumerate(batches):
-            rows = batch["rows"]
-            self._tokens += sum(int(self._lengths[row]) for row in rows.tolist())
-            self._positions += batch["input_ids"].numel()
-            with nullcontext() if i == len(batches) - 1 else self.accelerator.no_sync(model):
-                loss = super().training_step(model, batch | {"num_targets": inputs["num_targets"]}, num_items_in_batch)
-            if self._penalty is not None:
-                loss, self._penalty = loss - self._penalty, None  # what is logged compares with other methods
-            self._seen.append((loss, rows))
-        if self._sharded:
-            distributed.average_gradients(self.unwrapped.parameters())
-        return torch.stack([loss for loss, _ in self._seen]).sum()
+        """Forward and backward of a step's micro-batches, whose gradients the processes share once all went well;
+        returns this process's loss, 0 where the guard does not let the step be taken."""
+        self.members, batches = inputs["members"], inputs["micro_batches"]
+        while not self._went_well(model, batches, inputs["num_targets"], num_items_in_batch):
+            self._halve()
+            batches = self._batches.share(self.members)
+        distributed.average_gradients(self.unwrapped.parameters())
+        loss = self._loss
+        scaler, trained = self.accelerator.scaler, list(self.unwrapped.parameters())
+        if not self.guard.judge(self.state.global_step + 1, trained, scaler):
+            loss = torch.zeros_like(loss)
+            if scaler is None:  # which skips by itself, and wants to see why
+                for parameter in trained:
+                    parameter.grad = None
+        return loss
+
+    def _went_well(self, model: Any, batches: Sequence[Any], num_targets: torch.Tensor, num_items: Any) -> bool:
+        """Computes the gradients of this process's micro-batches; False where memory ran out, in any process."""
+        self._micro_batches, error = len(batches), None
+        self._loss = torch.zeros((), device=self.args.device)
+        tokens = positions = 0
+        try:
+            with self.accelerator.no_sync(model):
+                for batch in batches:
+                    rows = batch["rows"].tolist()
+                    loss = super().training_step(model, batch | {"num_targets": num_targets}, num_items)
+                    if self._penalty is not None:
+                        loss, self._penalty = loss - self._penalty, None  # what is logged compares with other methods
+                    self.guard.see(loss, rows, int((batch["labels"] >= 0).sum()))
+                    self._loss += loss
+                    tokens += sum(int(self._lengths[row]) for row in rows)
+                    positions += batch["input_ids"].numel()
+        except (RuntimeError, MemoryError) as caught:
+            # Where the base is shared out, the others are waiting inside the model, and cannot be told.
+            if self._sharded or not (isinstance(caught, MemoryError) or should_reduce_batch_size(caught)):
+                raise
+            error = caught
+        if not any(each[0] for each in distributed.gather_numbers([float(error is not None)], self.args.device)):
+            self._tokens, self._positions = self._tokens + tokens, self._positions + positions
+            return True
+        self._why = error and " ".join(str(error).split())[:200]
+        return False
+
+    def _halve(self) -> None:
+        """Micro-batches of half the size from here on, for the same global batches. Raises `OSError` where they are
+        single rows already."""
+        self.unwrapped.zero_grad(set_to_none=True)
+        self.guard.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        before, smaller = self._batches.size, self._batches.size.halved(self._batches.longest)
+        if smaller is None:
+            raise OSError(
+                f"step {self.state.global_step + 1}: not even one row of the longest fits into memory "
+                f"({self._why or 'in another process'}): {self._too_large()}"
+            )
+        self._batches.size = smaller
+        distributed.say(
+            f"step {self.state.global_step + 1}: memory ran out; from here on micro-batches have at most "
+            f"{smaller.said()} instead of {before.said()}, and there are more of them in a step: the rows of a step "
+            "stay the same"
+        )
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the step's loss. DDP averages gradients over the processes, hence the factor."""
         loss = self._head.loss(model, inputs) / inputs["num_targets"] * distributed.world_size()
-        penalty = self._attached.penalty() if self._attached else None
+        penalty = self.attached.penalty() if self.attached else None
         if penalty is not None:  # once a step: every process has the whole of it, in equal parts by micro-batch
             share = penalty / self._micro_batches
             loss, self._penalty = loss + share, share.detach()
@@ -204,7 +214,7 @@ class SupervisedTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Trainer's, with the groups of a method that has its own."""
-        groups = self._attached.parameter_groups(self.args.learning_rate) if self._attached else None
+        groups = self.attached.parameter_groups(self.args.learning_rate) if self.attached else None
         if groups is None or self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
@@ -213,22 +223,9 @@ class SupervisedTrainer(Trainer):
 
     def after_step(self) -> None:
         """The method's own work between an optimizer step and the end of its gradients."""
-        if self._attached and not self.accelerator.optimizer_step_was_skipped:
-            self._attached.after_step(self.state.global_step + 1)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self._attached is None or output_dir is None:
-            super()._save(output_dir, state_dict)
-            return
-        with self._attached.as_trained():
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self._attached.write_state(Path(output_dir))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._attached:
-            self._attached.read_state(Path(resume_from_checkpoint))
+        skipped = self.guard.watch.in_a_row or self.accelerator.optimizer_step_was_skipped
+        if self.attached and not skipped:
+            self.attached.after_step(self.state.global_step + 1)
 
     @torch.no_grad()
     def evaluate(
@@ -240,7 +237,7 @@ class SupervisedTrainer(Trainer):
         batches = evaluation_batches(
             self.validation_rows,
             self._pad_id,
-            self._micro_batch,
+            self._batches.size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -252,24 +249,41 @@ class SupervisedTrainer(Trainer):
         loss, tokens = torch.stack(distributed.gather(totals)).sum(0).tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_tokens": int(tokens)}
         self.log(metrics)
+        better = self.best.see(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
+        self.control.should_save |= better or self.best.should_stop  # what is not saved cannot be kept
+        self.control.should_training_stop |= self.best.should_stop
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to every log line the trained tokens so far, their rate since this process began, and the share of
-        padding among the positions that this process has computed since the line before."""
+        padding among the positions that this process has computed since the line before; the loss is the mean of the
+        steps that were taken."""
         started, tokens = self._session
         rate = (self.trained_tokens - tokens) / (time.perf_counter() - started)
         figures = {"trained_tokens": self.trained_tokens, "trained_tokens_per_second": round(rate, 1)}
         if self._positions:
             figures["padding"] = round(1 - self._tokens / self._positions, 4)
             self._tokens, self._positions = 0, 0
-        super().log({**logs, **figures}, start_time)
+        if "loss" in logs:
+            steps = self.state.global_step - self._logged_before
+            logs = self._without_skips(logs, steps)
+        counts = {f"{kind.replace(' ', '_')}_steps": n for kind, n in self.guard.watch.counts.items() if n}
+        super().log({**logs, **figures, **counts}, start_time)
+
+    def _without_skips(self, logs: dict[str, float], steps: int) -> dict[str, float]:
+        """Trainer divides by all steps since the line before, among them those that were not taken."""
+        self._logged_before, skipped, self.guard.skips = self.state.global_step, self.guard.skips, 0
+        if skipped < steps:
+            return {**logs, "loss": logs["loss"] * steps / (steps - skipped)}
+        return {name: value for name, value in logs.items() if name != "loss"}
 
     def final_metrics(self) -> dict[str, float]:
         """Loss of the last logged steps, and of the validation rows where there are any."""
         log = self.state.log_history
-        metrics = {"train_loss": next(entry["loss"] for entry in reversed(log) if "loss" in entry)}
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        metrics = {"train_loss": losses[-1]} if losses else {}
+        metrics |= {f"{kind.replace(' ', '_')}_steps": n for kind, n in self.guard.watch.counts.items() if n}
         if self.validation_rows:
             done = [
                 entry["eval_loss"] for entry in log if "eval_loss" in entry and entry["step"] == self.state.global_step
@@ -324,7 +338,7 @@ class SupervisedTrainer(Trainer):
         state.compute_steps(self.args, state.max_steps)
         scheduler: Any = self.lr_scheduler
         # The rates of the flags, which may be others than those that the checkpoint was saved under.
-        groups = self._attached.parameter_groups(self.args.learning_rate) if self._attached else None
+        groups = self.attached.parameter_groups(self.args.learning_rate) if self.attached else None
         scheduler.base_lrs = (
             [group["lr"] for group in groups] if groups else [self.args.learning_rate] * len(scheduler.base_lrs)
         )
@@ -338,37 +352,28 @@ class SupervisedTrainer(Trainer):
         """Optimizer steps in an epoch."""
         return self._batches.steps_per_epoch
 
-    def require_finite(self) -> None:
-        """`NotFiniteError` in every process if the loss of any micro-batch of this step, in any process, or any
-        gradient is not finite. Called before the optimizer steps."""
-        losses = [loss for loss, _ in self._seen]
-        finite = torch.isfinite(torch.stack(losses)).all()
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            # fp16's scaler meets infinite gradients by design: it skips that step and halves its scale. Below 1 the
-            # gradients overflow whatever it does.
-            finite = finite & (scaler.get_scale() >= 1.0)
-        else:
-            gradients = [p.grad for p in self.unwrapped.parameters() if p.grad is not None]
-            finite = finite & torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
-        flag = finite.float()
-        if dist.is_initialized():
-            dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        seen, self._seen = self._seen, []
-        if flag.item() == 1.0:
-            return
-        bad = [rows for loss, rows in seen if not torch.isfinite(loss)] or [rows for _, rows in seen]
-        origins = [self.train_rows[row].origin for rows in bad for row in rows.tolist()]
-        every = [origin for part in distributed.gather(origins) for origin in part]
-        what = "loss" if any(distributed.gather(any(not torch.isfinite(loss) for loss in losses))) else "gradient"
-        named = "\n".join(f"  {origin}" for origin in every[:8]) + (
-            f"\n  and {len(every) - 8} more" if len(every) > 8 else ""
-        )
-        raise NotFiniteError(
-            f"step {self.state.global_step + 1}: the {what} is not finite (NaN or infinity). The step was not taken "
-            f"and nothing was saved from it. Its rows:\n{named}\nLook at these rows, lower --learning_rate, or choose "
-            "--precision bf16 or fp32"
-        )
+    def sums(self) -> list[float]:
+        """Tokens and positions since the last log line."""
+        return [self._tokens, self._positions]
+
+    def restore_sums(self, sums: list[float]) -> None:
+        """Takes back what `sums` gave."""
+        self._tokens, self._positions = map(int, sums)
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside what Trainer keeps, as JSON."""
+        checkpointing = self.args.gradient_checkpointing
+        return super().progress() | {
+            "guard": self.guard.state(),
+            "micro_batch": {**asdict(self._batches.size), "checkpointing": checkpointing},
+        }
+
+    def restore(self, progress: Mapping[str, Any]) -> None:
+        """Takes back what `progress` gave."""
+        super().restore(progress)
+        self.guard.restore(progress["guard"])
+        self._logged_before = progress["logged"]
+        self.trained_tokens = self._batches.targets_before(self.state.global_step)
 
 
 class _Guard(TrainerCallback):
@@ -380,13 +385,15 @@ class _Guard(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.prove_loss()
         self._trainer.catch_up(state)
+        self._trainer.go_on()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # accelerate drops set_epoch from a loader that skips to a resumed step; the step tells the epoch just as well.
         self._trainer.set_epoch(state.global_step // self._trainer.steps_per_epoch)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer.require_finite()
-
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.after_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.guard.interruption.code:
+            control.should_save = control.should_training_stop = True
