@@ -24,11 +24,13 @@ class Best:
     """Validations since the best."""
     last: float | None = None
     """Loss of the newest validation."""
+    seen: int | None = None
+    """Its step."""
 
     def see(self, step: int, loss: float) -> bool:
         """Whether the validation after `step` is better than all before. The same step again changes nothing."""
-        self.last = loss
-        if step == self.step:
+        again, self.seen, self.last = step == self.seen, step, loss
+        if again:
             return False
         if loss < self.loss:
             self.step, self.loss, self.since = step, loss, 0
@@ -43,18 +45,19 @@ class Best:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON."""
-        return {"step": self.step, "loss": self.loss if self.step is not None else None, "since": self.since,
-                "last": self.last}  # fmt: skip
+        loss = self.loss if self.step is not None else None
+        return {"step": self.step, "loss": loss, "since": self.since, "last": self.last, "seen": self.seen}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
-        self.step, self.since, self.last = state["step"], state["since"], state["last"]
+        self.step, self.since, self.last, self.seen = (state[name] for name in ("step", "since", "last", "seen"))
         self.loss = float("inf") if state["loss"] is None else state["loss"]
 
     def verdict(self, final: int, *, keeps_best: bool) -> str:
         """For people: which step of a run that ended after step `final` was kept, and why."""
         if self.step is None:
-            return f"kept: the last step, {final}: no rows were held out to choose by"
+            why = "no rows were held out to choose by" if self.last is None else "no validation loss was a number"
+            return f"kept: the last step, {final}: {why}"
         best = f"step {self.step}, whose validation loss of {self.loss:.4f} is the lowest"
         if self.step == final:
             return f"kept: {best}, and which is the last"

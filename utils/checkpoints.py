@@ -39,7 +39,7 @@ def step_of(checkpoint: Path) -> int:
 def found(directory: Path) -> list[Path]:
     """The checkpoints in `directory` by step, whole or not."""
     named = [path for path in directory.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(named, key=step_of)
+    return sorted((path for path in named if path.is_dir()), key=step_of)
 
 
 @contextmanager
@@ -72,6 +72,8 @@ def _sealed(manifest: Mapping[str, Any]) -> str:
 def fault(checkpoint: Path) -> str | None:
     """Why `checkpoint` cannot be gone on from; None where every file is as it was written."""
     path = checkpoint / MANIFEST
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     try:
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
@@ -83,6 +85,10 @@ def fault(checkpoint: Path) -> str | None:
         intact, files = False, {}
     if not intact:
         return f"its {MANIFEST} is damaged, or of another version of this program"
+    if checkpoint.name != path_of(checkpoint, manifest["step"]).name:
+        return (
+            f"it is of step {manifest['step']}: a folder of another name than {_PREFIX}{manifest['step']} is not read"
+        )
     for name, known in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -90,7 +96,11 @@ def fault(checkpoint: Path) -> str | None:
         size = file.stat().st_size
         if size != known["bytes"]:
             return f"{name} has {size:,} bytes, and had {known['bytes']:,}"
-        if _described(file) != known:
+        try:
+            found = _described(file)
+        except OSError as error:  # a sector that is gone
+            return f"{name} cannot be read ({error.strerror or error})"
+        if found != known:
             return f"{name} is damaged: its sha256 is not the one it was written with"
     return None
 
@@ -126,7 +136,10 @@ def _remove(checkpoint: Path) -> None:
     aside = checkpoint.with_name(f".{checkpoint.name}.removed.part")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-    shutil.rmtree(aside)
+    if aside.is_symlink():  # to another disk: what it leads to is not ours to delete
+        aside.unlink()
+    else:
+        shutil.rmtree(aside)
 
 
 def begin(directory: Path, *, overwrite: bool) -> None:
@@ -176,4 +189,5 @@ def _is_full_disk(error: BaseException) -> bool:
     """torch and safetensors raise errors of their own, which carry the system's words or only torch's."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    return "No space left" in str(error) or "File too large" in str(error) or "PytorchStreamWriter failed" in str(error)
+    signs = ("No space left", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
+    return any(sign in str(error) for sign in signs)

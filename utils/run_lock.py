@@ -44,27 +44,26 @@ def held(directory: Path, say: Callable[[str], object]) -> Iterator[None]:
             "--output_dir"
         ) from error
     try:
-        _settle(directory, say)
-        (directory / OWNER).write_text(
-            json.dumps(
-                {
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "since": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "command": " ".join(sys.argv[:1]),
-                }
-            )
-            + "\n",
-            encoding="utf-8",
-        )
-        yield
-        (directory / OWNER).unlink(missing_ok=True)
-    except (Exception, KeyboardInterrupt):
-        (directory / OWNER).unlink(missing_ok=True)
-        raise
+        _settle(directory, say)  # what another has left stays, where this raises
+        try:
+            _sign(directory)
+            yield
+        finally:
+            (directory / OWNER).unlink(missing_ok=True)
     finally:
-        lock.release()
+        # While it is held: one who has opened it by then finds it without a name (filelock looks), and is refused.
         (directory / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def _sign(directory: Path) -> None:
+    owner = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv[:1]),
+    }
+    (directory / OWNER).write_text(json.dumps(owner) + "\n", encoding="utf-8")
 
 
 def _settle(directory: Path, say: Callable[[str], object]) -> None:
