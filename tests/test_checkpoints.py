@@ -180,18 +180,22 @@ def test_a_damaged_one_is_passed_over_aloud_and_the_one_before_taken(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device"), SystemExit])
-@pytest.mark.parametrize("before", [[], [5]])
-def test_an_error_leaves_nothing_and_the_older_one_of_the_same_step(
-    error: Any, before: list[int], tmp_path: Path
-) -> None:
-    make(tmp_path, *before)
-    with (
-        pytest.raises(error if isinstance(error, type) else type(error)),
-        writing(tmp_path, 5, {"another": True}) as folder,
-    ):
+def half(directory: Path, step: int, error: BaseException) -> None:
+    with writing(directory, step, {"another": True}) as folder:
         (folder / "adapter_model.safetensors").write_bytes(b"half")
         raise error
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)], ids=repr
+)
+@pytest.mark.parametrize("before", [[], [5]])
+def test_an_error_leaves_nothing_and_the_older_one_of_the_same_step(
+    error: BaseException, before: list[int], tmp_path: Path
+) -> None:
+    make(tmp_path, *before)
+    with pytest.raises(type(error)):
+        half(tmp_path, 5, error)
     assert names(tmp_path) == [f"checkpoint-{step}" for step in before]
     assert [(fault(path), about_of(path)) for path in found(tmp_path)] == [(None, ABOUT)] * len(before)
 

@@ -49,14 +49,19 @@ def take(directory: Path) -> list[str]:
     return said
 
 
+def fail(directory: Path, error: type[BaseException]) -> None:
+    with held(directory, print):
+        assert set(os.listdir(directory)) == set(NAMES)
+        raise error
+
+
 def test_nothing_is_left_after_an_end_and_after_an_error(tmp_path: Path) -> None:
     run = tmp_path / "new" / "目录 🌏"
     assert take(run) == []
     assert os.listdir(run) == []
     for error in (ValueError, KeyboardInterrupt, SystemExit):
-        with pytest.raises(error), held(run, print):
-            assert set(os.listdir(run)) == set(NAMES)
-            raise error
+        with pytest.raises(error):
+            fail(run, error)
         assert os.listdir(run) == []
     assert take(run) == []
 

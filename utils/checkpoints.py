@@ -82,7 +82,7 @@ def fault(checkpoint: Path) -> str | None:
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was not finished, or another program wrote it"
     except (ValueError, KeyError, TypeError, OSError):
-        intact, files = False, {}
+        intact, manifest, files = False, {}, {}
     if not intact:
         return f"its {MANIFEST} is damaged, or of another version of this program"
     if checkpoint.name != path_of(checkpoint, manifest["step"]).name:

@@ -57,7 +57,7 @@ class StepGuard:
         most_in_a_row: steps that may be skipped one after the other.
     """
 
-    def __init__(self, rows: Sequence[Encoded], *, most_in_a_row: int, asked: Interruption | None = None) -> None:
+    def __init__(self, rows: Sequence[Encoded], *, most_in_a_row: int = 1, asked: Interruption | None = None) -> None:
         self._rows, self._most = rows, most_in_a_row
         self.interruption = asked or Interruption()
         self.watch = LossWatch()
@@ -93,10 +93,14 @@ class StepGuard:
         own = torch.stack([losses.sum().nan_to_num(0.0, 0.0, 0.0), (~finite).float()])
         total, bad, code = self._together(own, float(self.interruption.asked))
         self.interruption.code = self.interruption.code or code
+        usual = self.watch.usual
         kind = self.watch.see(total, finite=not bad)
         seen, self._seen = self._seen, []
-        if kind is not None:
-            self._report(kind, step, total, seen, losses)
+        if kind == "spike":
+            named = _listed(self._origins(_worst(seen)))
+            distributed.say(f"step {step}: the loss jumped to {total:.4g} from about {usual:.4g}, most in:\n{named}")
+        elif kind is not None:
+            self._report(kind, step, seen, losses)
         if kind not in ("not finite", "zero"):
             self._named.clear()
         self.skips += kind == "not finite"
@@ -111,29 +115,27 @@ class StepGuard:
             int(max(e[2] for e in every)),
         )
 
-    def _report(self, kind: Kind, step: int, loss: float, seen: Sequence[_Seen], losses: torch.Tensor) -> None:
-        if kind == "spike":
-            usual = self.watch.usual
-            named = _listed(self._origins(_worst(seen)))
-            distributed.say(f"step {step}: the loss jumped to {loss:.4g} from about {usual:.4g}, most in:\n{named}")
-            return
+    def _report(self, kind: Kind, step: int, seen: Sequence[_Seen], losses: torch.Tensor) -> None:
+        """Says, or raises, that the step trains nothing."""
         if kind == "zero":
             what, error = "the loss is exactly 0: nothing is trained by it", NothingTrainedError
+            so, all_of_them, bad = "That is", "", seen
         else:
             mine = [float((~torch.isfinite(losses)).any())]
             in_loss = any(each[0] for each in distributed.gather_numbers(mine, losses.device))
             what = f"the {'loss' if in_loss else 'gradient'} is not finite (NaN or infinity)"
             error = NotFiniteError
-        bad = [each for each, one in zip(seen, losses, strict=True) if not torch.isfinite(one)] or seen
+            so, all_of_them = "It is skipped,", " None of them was taken and nothing was saved from them."
+            # Where it is in a loss, processes in whose losses it is not have no rows to name.
+            bad = [each for each, one in zip(seen, losses, strict=True) if not (in_loss and torch.isfinite(one))]
         self._named = list(dict.fromkeys([*self._named, *self._origins(bad)]))
         named, row = _listed(self._named), self.watch.in_a_row
         if row >= self._most:
             raise error(
-                f"step {step}: {what}, for {row} steps running. None of them was taken and nothing was saved from "
-                f"them. Their rows:\n{named}\nLook at these rows, lower --learning_rate, or choose --precision bf16 or "
-                "fp32"
+                f"step {step}: {what}, for {row} steps running.{all_of_them} Their rows:\n{named}\nLook at these rows, "
+                "lower --learning_rate, or choose --precision bf16 or fp32"
             )
-        distributed.say(f"step {step}: {what}. It is skipped, {row} of {self._most} running; its rows:\n{named}")
+        distributed.say(f"step {step}: {what}. {so} {row} of {self._most} running; its rows:\n{named}")
 
     def _origins(self, seen: Sequence[_Seen]) -> list[str]:
         """Of the rows in all processes."""
