@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,6 +172,43 @@ def test_a_rank_without_rows_sends_one_that_is_not_trained() -> None:
     assert none["input_ids"].shape == (1, 2)
     assert (none["labels"] == IGNORED).all()
     assert int(empty["num_targets"]) == int(full["num_targets"]) == 1
+
+
+@given(size=st.sampled_from(SIZES), longest=st.integers(1, 60))
+def test_halving_ends_with_single_rows(size: MicroBatchSize, longest: int) -> None:
+    size = replace(size, tokens=max(longest, size.tokens)) if size.tokens else size
+    before, smaller = size, size.halved(longest)
+    while smaller is not None:
+        assert (smaller.packing, smaller.rows is None) == (size.packing, size.rows is None)
+        assert (smaller.rows or smaller.tokens or 0) < (before.rows or before.tokens or 0)
+        assert smaller.tokens is None or smaller.tokens >= longest
+        before, smaller = smaller, smaller.halved(longest)
+    assert (before.rows, before.tokens) == ((1, None) if size.rows else (None, longest))
+
+
+def test_halving_halves() -> None:
+    assert MicroBatchSize(rows=7).halved(99) == MicroBatchSize(rows=3)
+    assert MicroBatchSize(tokens=100, packing="line").halved(9) == MicroBatchSize(tokens=50, packing="line")
+    assert MicroBatchSize(tokens=100).halved(80) == MicroBatchSize(tokens=80)
+    assert MicroBatchSize(tokens=80).halved(80) is None
+    assert [MicroBatchSize(rows=3).said(), MicroBatchSize(tokens=4096).said()] == ["3 rows", "4,096 positions"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_step_may_be_shared_out_again_in_smaller_parts(size: MicroBatchSize, world_size: int) -> None:
+    ranks = shares(MicroBatchSize(rows=4), world_size)
+    members = ranks[0][1]["members"]
+    whole = steps_of(ranks)
+    for data in ranks:
+        assert data[1]["members"] == members, "every rank knows the whole step"
+        assert data.longest == 6
+        data.size = size
+    parts = [data.share(members) for data in ranks]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(row for part in parts for batch in part for row in batch["rows"].tolist()) == sorted(members)
+    assert sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for part in parts for batch in part) == whole[1][1]
+    assert steps_of(ranks) == whole, "and from here on, all of them"
 
 
 def test_set_epoch_draws_another_order() -> None:

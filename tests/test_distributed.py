@@ -22,6 +22,8 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert (distributed.world_size(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
     distributed.join()
     assert distributed.gather("x") == ["x"]
+    assert distributed.gather_numbers([1, 0.25], torch.device("cpu")) == [[1.0, 0.25]]
+    assert distributed.decided_by_main(lambda: "蓝") == "蓝"
     distributed.barrier()
     distributed.leave()
     distributed.say("heard")
@@ -135,6 +137,75 @@ def test_gradients_are_averaged_and_none_counts_as_zero(tmp_path: Path) -> None:
     for own, shared, frozen in in_two_processes(_gradients, tmp_path):
         assert own.tolist() == [2.0, float("inf")], "what is not finite is seen by every process"
         assert (shared.tolist(), shared.dtype, frozen) == ([1.5, 4.5], torch.bfloat16, None)
+
+
+def _many_gradients(_: Path) -> list[Any]:
+    made = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 7, 1, 5, 2)]
+    for parameter in made:
+        parameter.grad = torch.arange(len(parameter), dtype=torch.float32) * (distributed.rank() + 1)
+    found = []
+    for most in (1, 4, 8, 99):
+        copies = [torch.nn.Parameter(p.detach().clone()) for p in made]
+        for copy, parameter in zip(copies, made, strict=True):
+            copy.grad = parameter.grad.clone() if parameter.grad is not None else None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "AVERAGED", most)
+            distributed.average_gradients(iter(copies))
+        found.append([copy.grad.tolist() for copy in copies if copy.grad is not None])
+    distributed.average_gradients([])
+    return found
+
+
+def test_gradients_are_averaged_in_parts_of_any_size(tmp_path: Path) -> None:
+    means = [[1.5 * i for i in range(n)] for n in (3, 7, 1, 5, 2)]
+    assert in_two_processes(_many_gradients, tmp_path) == [[means] * 4] * 2
+
+
+def _numbers(_: Path) -> list[list[float]]:
+    rank = distributed.rank()
+    return distributed.gather_numbers([rank, 143.0, 2**53 - 1 + rank, float("nan")], torch.device("cpu"))
+
+
+def test_numbers_of_every_process_come_in_order_and_exactly(tmp_path: Path) -> None:
+    for found in in_two_processes(_numbers, tmp_path):
+        assert [each[:3] for each in found] == [[0.0, 143.0, 2**53 - 1], [1.0, 143.0, 2**53]]
+        assert all(each[3] != each[3] for each in found)
+
+
+def _decided(folder: Path) -> tuple[list[str], Any]:
+    rank, asked = distributed.rank(), []
+
+    def decide() -> dict[str, Any]:
+        asked.append(f"process {rank}")
+        return {"checkpoint": folder / "蓝", "none": None}
+
+    return asked, distributed.decided_by_main(decide)
+
+
+def test_what_the_main_process_decides_holds_for_all(tmp_path: Path) -> None:
+    decision = {"checkpoint": tmp_path / "蓝", "none": None}
+    assert in_two_processes(_decided, tmp_path) == [(["process 0"], decision), ([], decision)]
+
+
+def _not_decided(_: Path) -> str:
+    def decide() -> None:
+        raise ValueError("it is of another run")
+
+    try:
+        distributed.decided_by_main(decide)
+    except (ValueError, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"
+    return "went on"
+
+
+def test_what_the_main_process_refuses_ends_the_others_without_a_word(tmp_path: Path) -> None:
+    assert in_two_processes(_not_decided, tmp_path) == ["ValueError: it is of another run", "SystemExit: 1"]
+
+
+def test_one_process_hears_its_own_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ZeroDivisionError):
+        distributed.decided_by_main(lambda: 1 // 0)
 
 
 def _files(folder: Path) -> tuple[bool, dict[str, bytes]]:

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utils.outputs import atomic, atomic_directory, recover, require_ending, write_records
+from utils.outputs import atomic, atomic_directory, into, recover, require_ending, write_records
 
 ROWS = [{"a": "你好 🌏\n"}, {"a": ""}]
 
@@ -154,3 +155,83 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     recover(tmp_path / "a")
     assert other.is_dir()
     assert elsewhere.is_dir()
+
+
+def test_files_take_their_places_beside_others(tmp_path: Path) -> None:
+    run = tmp_path / "new" / "目录"
+    with into(run) as folder:
+        (folder / "a").write_text("1")
+        (folder / "b 🌏").write_text("你好", encoding="utf-8")
+        assert os.listdir(run) == [folder.name]
+    (run / "c").write_text("mine")
+    with into(run) as folder:
+        (folder / "a").write_text("2")
+    assert contents(run) == {"a": "2", "b 🌏": "你好", "c": "mine"}
+    (tmp_path / "usual").write_text("")
+    assert (run / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def put_into(path: Path, error: type[BaseException]) -> None:
+    with into(path) as folder:
+        (folder / "a").write_text("half")
+        raise error
+
+
+def test_where_it_goes_wrong_no_file_takes_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            put_into(tmp_path, error)
+        assert contents(tmp_path) == {"a": "before"}
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    synced, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def named(descriptor: int) -> None:
+        number = os.fstat(descriptor).st_ino
+        (path,) = (path for path in [tmp_path, *tmp_path.rglob("*")] if path.stat().st_ino == number)
+        order.append(f"sync {path.name.partition('.part')[0]}")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", named)
+    monkeypatch.setattr(Path, "rename", lambda self, to: (order.append(f"name {to.name}"), rename(self, to))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append(f"name {to.name}"), replace(self, to))[1])
+    put(tmp_path / "run", "x")
+    folder = f".run.{socket.gethostname()}-{os.getpid()}"
+    assert order == ["sync a", f"sync {folder}", "name run", f"sync {tmp_path.name}"]
+    order.clear()
+    with into(tmp_path / "run") as folder:
+        (folder / "b").write_text("")
+    assert order[0] == "sync b"
+    assert order[-2:] == ["name b", "sync run"]
+    order.clear()
+    with atomic(tmp_path / "run" / "c") as file:
+        file.write("x")
+    assert [line.partition(" ")[0] for line in order] == ["sync", "name", "sync"]
+    assert order[1:] == ["name c", "sync run"]
+
+
+def test_who_is_alone_clears_what_is_left_of_any_machine(tmp_path: Path) -> None:
+    put(tmp_path / "a", "new")
+    for name in (".a.node-2.example.org-7.part", ".a.node-2.example.org-7.old", f".a.{socket.gethostname()}-1.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".ab.node-2-7.part").mkdir()
+    (tmp_path / ".a.notes").mkdir()
+    recover(tmp_path / "a")
+    assert len(os.listdir(tmp_path)) == 6, "processes elsewhere, and process 1 here, may be alive"
+    recover(tmp_path / "a", alone=True)
+    assert sorted(os.listdir(tmp_path)) == [".a.notes", ".ab.node-2-7.part", "a"]
+    assert contents(tmp_path / "a") == {"a": "new"}
+
+
+def test_who_is_alone_puts_back_what_another_machine_had_moved_aside(tmp_path: Path) -> None:
+    put(tmp_path / "a", "old")
+    (tmp_path / "a").rename(tmp_path / ".a.node-2-7.old")
+    (tmp_path / ".a.node-2-7.part").mkdir()
+    recover(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    recover(tmp_path / "a", alone=True)
+    assert os.listdir(tmp_path) == ["a"]
+    assert contents(tmp_path / "a") == {"a": "old"}

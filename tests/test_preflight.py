@@ -1,5 +1,6 @@
 """What is chosen, given what a model takes; `test_memory` is about that."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from conftest import TINY_BASE
 from utils import preflight
 from utils.memory import Footprint
 from utils.models import MODELS
-from utils.preflight import Device, Preflight, choose, foresee, will_it_fit
+from utils.preflight import Device, Preflight, choose, foresee, remedies, will_it_fit
 from utils.proof import Encoded
 from utils.settings import Settings
 
@@ -206,3 +207,51 @@ def test_what_stops_the_prediction_is_said_and_a_safe_batch_taken(monkeypatch: p
     found.require_memory()
     assert found.micro_batch.tokens == 2048
     assert "memory and time: not predicted: this model is odd" in list(found.lines())
+
+
+def a_row(length: int) -> Encoded:
+    return Encoded(input_ids=[5] * length, labels=[5] * length, origin="", source="")
+
+
+def test_for_a_row_that_does_not_fit_what_takes_less_is_told() -> None:
+    from utils.loading import choose as choose_base
+
+    base = choose_base(str(TINY_BASE), MODELS["tiny"], quantization_bit=16)
+    chosen = settings(lora_target_modules="q_proj", per_gpu_train_batch_size=8, cutoff_len=4096)
+    said = remedies(chosen, base, [a_row(3000), a_row(9), a_row(2000)], Device.elsewhere(3 * GIB))
+    found = re.fullmatch(
+        r"([\d,]+) MB are predicted for it, ([\d,]+) MB with --gradient_checkpointing on, ([\d,]+) MB with "
+        r"--quantization_bit 4, too, ([\d,]+) MB with --cutoff_len 1500 and no fewer bits; 3.0 GB were free before the "
+        r"run. Another --size takes less, or --fsdp on several devices",
+        said,
+    )
+    assert found, said
+    plain, checkpointed, _, shorter = (int(size.replace(",", "")) for size in found.groups())
+    assert plain > checkpointed > shorter > 0
+    alone = foresee(settings(lora_target_modules="q_proj", per_gpu_train_batch_size=1), base, [a_row(3000)],
+                    Device.elsewhere(GIB), None)  # fmt: skip
+    assert plain == round(alone.footprint.total / 2**20), "of one row, whatever the micro-batches were"
+
+
+def test_what_is_chosen_already_is_no_remedy() -> None:
+    from utils.loading import choose as choose_base
+
+    base = choose_base(str(TINY_BASE), MODELS["tiny"], quantization_bit=16)
+    device = Device(kind="cpu", memory=None, flops=None)
+    said = remedies(settings(lora_target_modules="q_proj", gradient_checkpointing="on"), base, [a_row(9)], device)
+    assert "with --gradient_checkpointing on" not in said
+    assert "with --cutoff_len 4 and no fewer bits. Another --size" in said, "and free memory is unknown here"
+    assert "--quantization_bit 4" not in remedies(settings(peft_type="full"), base, [a_row(9)], device)
+    assert "--gradient_checkpointing" not in remedies(settings(peft_type="prefix"), base, [a_row(9)], device)
+
+
+def test_what_cannot_be_predicted_is_not_told_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utils.loading import choose as choose_base
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise TypeError("this model is odd")
+
+    monkeypatch.setattr(preflight, "MemoryModel", broken)
+    base = choose_base(str(TINY_BASE), MODELS["tiny"])
+    said = remedies(settings(lora_target_modules="q_proj"), base, [a_row(40)], Device.elsewhere(80 * GIB))
+    assert said == "a lower --cutoff_len takes less, and so does another --size, or --fsdp on several devices"

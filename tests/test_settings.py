@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import uniform_finetune
-from utils import cli
+from utils import cli, run_lock
 from utils.models import MODELS, TrainingDefaults
 from utils.settings import Settings, check_output, resolve
 
@@ -190,6 +190,70 @@ def test_an_output_directory_that_must_not_be_lost(tmp_path: Path) -> None:
     check(resume="")
     with pytest.raises(ValueError, match="choose one of them"):
         check(overwrite=True, resume="")
+
+
+def test_a_directory_that_is_only_locked_is_empty(tmp_path: Path) -> None:
+    for name in run_lock.NAMES:
+        (tmp_path / name).write_text("")
+    check_output(tmp_path, "a/b", overwrite=False, resume=None)
+    check_output(tmp_path, "a/b", overwrite=False, resume="elsewhere/checkpoint-5")
+    with pytest.raises(ValueError, match=f"--resume_from_checkpoint: {tmp_path} holds no run to go on with"):
+        check_output(tmp_path, "a/b", overwrite=False, resume="")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run: choose another"):
+        check_output(tmp_path, "a/b", overwrite=False, resume=None)
+
+
+def test_a_run_that_has_only_begun_is_a_run(tmp_path: Path) -> None:
+    (tmp_path / "training_log.jsonl").write_text("")
+    with pytest.raises(ValueError, match="already holds a run: --overwrite deletes it, --resume_from_checkpoint goes"):
+        check_output(tmp_path, "a/b", overwrite=False, resume=None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--resume_anyway"],
+            "--resume_anyway belongs to --resume_from_checkpoint: give that, too, or leave it out",
+        ),
+        (
+            ["--val_set_size", "0", "--early_stopping_patience", "2"],
+            "--early_stopping_patience goes by the loss on rows held out, and --val_set_size 0 holds out none",
+        ),
+        (
+            ["--val_set_size", "0", "--load_best_model_at_end"],
+            "--load_best_model_at_end goes by the loss on rows held out, and --val_set_size 0 holds out none",
+        ),
+    ],
+)
+def test_what_a_run_goes_on_and_ends_by_must_be_there(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(*flags)
+
+
+def test_a_run_goes_on_and_ends_as_it_is_told() -> None:
+    chosen = settings()
+    assert (chosen.resume_from_checkpoint, chosen.resume_anyway, chosen.max_hours) == (None, False, None)
+    assert (chosen.max_skipped_steps, chosen.save_total_limit, chosen.log_row_ids) == (3, 3, False)
+    assert settings("--resume_from_checkpoint").resume_from_checkpoint == "", "the newest"
+    named = settings("--resume_from_checkpoint", "x/checkpoint-5", "--resume_anyway", "--max_hours", "0.5")
+    assert (named.resume_from_checkpoint, named.resume_anyway, named.max_hours) == ("x/checkpoint-5", True, 0.5)
+    assert not settings("--val_set_size", "0").keeps_best
+
+
+def test_the_last_state_is_kept_unless_the_best_is_asked_for() -> None:
+    assert not settings().keeps_best
+    assert settings("--load_best_model_at_end").keeps_best
+    assert settings("--early_stopping_patience", "2", "--val_set_size", "0.1").keeps_best
+
+
+@pytest.mark.parametrize("flag", ["max_hours", "max_skipped_steps", "early_stopping_patience", "save_total_limit"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "two"])
+def test_limits_are_above_zero(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings(f"--{flag}", value)
+    assert f"argument --{flag}: {value!r} is not a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inside", [".", "checkpoint-5"])

@@ -64,7 +64,8 @@ def make_trainer(
         micro_batch=options.pop("micro_batch", MicroBatchSize(rows=per_device)),
         needs_mask=options.pop("needs_mask", False),
         callbacks=[Progress(), LogFile(output), *options.pop("callbacks", [])],
-        **{name: options[name] for name in ("max_skipped_steps", "too_large", "best") if name in options},
+        guard=StepGuard(rows, most_in_a_row=options.pop("max_skipped_steps", 1)),
+        **{name: options[name] for name in ("too_large",) if name in options},
     )
 
 

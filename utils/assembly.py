@@ -13,13 +13,13 @@ from transformers import TrainerCallback, TrainingArguments
 
 from utils import adapters, distributed, packing, preflight, progress, sharding, trainer_arguments, training
 from utils.adapters import Attached
-from utils.best import Best
 from utils.dataset import TrainingData
 from utils.interruption import Interruption
 from utils.loading import Base
 from utils.preflight import Preflight
 from utils.schedule import Steps
 from utils.settings import Settings
+from utils.step_guard import StepGuard
 from utils.training import SupervisedTrainer
 
 
@@ -70,12 +70,11 @@ def make_trainer(
         processing_class=tokenizer,
         attached=attached,
         sharded=chosen.fsdp,
-        about={"identity": identity, "total_steps": steps.total},
-        best=Best(patience=chosen.early_stopping_patience),
-        interruption=interruption,
-        max_skipped_steps=chosen.max_skipped_steps,
+        guard=StepGuard(data.train, most_in_a_row=chosen.max_skipped_steps, asked=interruption),
         too_large=lambda: preflight.remedies(chosen, base, data.train, foreseen.device),
     )
+    trainer.about = {"identity": identity, "total_steps": steps.total}
+    trainer.best.patience = chosen.early_stopping_patience
     if chosen.log_row_ids:
         before = checkpoint.parent if checkpoint else None
         trainer.add_callback(progress.RowLog(chosen.output_dir, lambda: trainer.members, data.train, before))

@@ -203,10 +203,15 @@ def remedies(chosen: Settings, base: Base, rows: Sequence[Encoded], device: Devi
     longest = int(numpy.max(store.lengths(rows)))
     least = replace(chosen, per_gpu_train_batch_size=1, max_tokens_per_batch=None, packing=False)
 
-    def total(choice: Settings, on: Base, length: int) -> str:
+    def one_row(choice: Settings, on: Base, length: int) -> Preflight:
         row = Encoded(input_ids=[0] * length, labels=[0] * length, origin="", source="")
-        return megabytes(foresee(choice, on, [row], device, None).footprint.total)
+        return foresee(choice, on, [row], device, None)
 
+    def total(choice: Settings, on: Base, length: int) -> str:
+        return megabytes(one_row(choice, on, length).footprint.total)
+
+    if one_row(least, base, longest).unknown:
+        return "a lower --cutoff_len takes less, and so does another --size, or --fsdp on several devices"
     method = chosen.method.method
     found = [f"{total(least, base, longest)} are predicted for it"]
     if method.gradient_checkpointing and chosen.gradient_checkpointing != "on":

@@ -129,4 +129,4 @@ def _whole_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    return text[: text.rfind("\n") + 1].splitlines()
+    return text.split("\n")[:-1]  # a file's name may hold what `splitlines` takes for an end

@@ -68,7 +68,10 @@ def identity(
         **{name: settings[name] for name in CHANGEABLE if name in settings},
         "precision": precision,
         "of rows": {
-            "data": [f"{each['name']} ({each['rows']:,} rows, sha256 {each['sha256'][:12]}…)" for each in data.sources],
+            "data": [
+                f"{Path(each['name']).name} ({each['rows']:,} rows, sha256 {each['sha256'][:12]}…)"
+                for each in data.sources
+            ],
             **{name: settings[name] for name in OF_ROWS},
         },
     }

@@ -26,7 +26,6 @@ from utils import distributed, extras, store
 from utils.adapters import Attached
 from utils.batching import MicroBatchSize, StepBatches, endings, evaluation_batches, only_item, shortest
 from utils.best import Best
-from utils.interruption import Interruption
 from utils.proof import Encoded
 from utils.resumable import ResumableTrainer
 from utils.schedule import Steps, learning_rate_factor
@@ -57,10 +56,7 @@ class SupervisedTrainer(ResumableTrainer):
         processing_class: Any = None,
         attached: Attached | None = None,
         sharded: bool = False,
-        about: Mapping[str, Any] | None = None,
-        best: Best | None = None,
-        interruption: Interruption | None = None,
-        max_skipped_steps: int = 1,
+        guard: StepGuard | None = None,
         too_large: Callable[[], str] = lambda: "choose a lower --cutoff_len",
     ) -> None:
         """
@@ -69,12 +65,12 @@ class SupervisedTrainer(ResumableTrainer):
             micro_batch: how many of them go through the model at once.
             needs_mask: see `HeadAtTargets`.
             attached: what `model` belongs to, where its method wants more than gradients.
-            about: what checkpoints are of.
+            guard: of `train_rows`.
             too_large: asked for what would fit, when not even one row does.
         """
         self.attached, self._penalty, self._micro_batches = attached, None, 1
-        self.about, self.best, self._too_large = about or {}, best or Best(), too_large
-        self.guard = StepGuard(train_rows, most_in_a_row=max_skipped_steps, asked=interruption)
+        self.about, self.best, self._too_large = {}, Best(), too_large
+        self.guard = guard or StepGuard(train_rows)
         self.members: list[int] = []
         """Row numbers of the last step's global batch."""
         self.train_rows, self.validation_rows = train_rows, validation_rows
