@@ -283,6 +283,7 @@ def killed_while(directory: Path, doing: str) -> None:
             [5, 7],
         ),
         ("with outputs.into(directory) as folder: (folder / 'adapter_model.safetensors').write_text('half'); die()", [5, 7]),
+        ("with outputs.atomic(directory / 'training_log.jsonl') as file: file.write('half'); file.flush(); die()", [5, 7]),
         (
             "rmtree = shutil.rmtree\n"
             "shutil.rmtree = lambda path, **options: rmtree(path, **options) if options else die()\n"

@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +36,17 @@ def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: p
     distributed.say("not heard")
     assert not distributed.is_main()
     assert capsys.readouterr().out == ""
+
+
+def test_what_nobody_reads_any_more_costs_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = "from utils import distributed\nfor i in range(3): distributed.say('蓝' * 9999)\nraise SystemExit(130)"
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=Path(__file__).parents[1], stdout=closed, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_a_cpu_computes_in_fp32_and_has_no_device_memory() -> None:

@@ -151,6 +151,16 @@ def test_under_a_launcher_only_the_same_signal_counts_twice(launcher: str) -> No
     assert child(["SIGINT", "SIGTERM", "SIGTERM"], **{launcher: "2"}).returncode == -signal.SIGTERM
 
 
+def test_a_signal_is_heard_although_nobody_reads_what_is_said() -> None:
+    """Ctrl-C ends every process of `python … 2>&1 | tee log`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = SCRIPT.replace("print(name, asked.asked, flush=True)", "pass")
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run([sys.executable, "-c", script, "SIGINT"], cwd=REPOSITORY, stderr=closed, timeout=60)
+    assert done.returncode == 130
+
+
 def test_one_signal_ends_with_its_own_code() -> None:
     assert child(["SIGTERM"]).returncode == 143
     assert child(["SIGINT"]).returncode == 130

@@ -149,6 +149,8 @@ def begin(directory: Path, *, overwrite: bool) -> None:
         runinfo.clear(directory)
     for leftover in directory.glob(outputs.LEFTOVERS):
         shutil.rmtree(leftover)
+    for leftover in directory.glob(".*.jsonl.*.part"):  # `outputs.atomic`
+        leftover.unlink()
     for path in list(directory.glob(f".{_PREFIX}*")):
         if path.exists():
             outputs.recover(directory / path.name.split(".")[1], alone=True)

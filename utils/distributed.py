@@ -57,9 +57,16 @@ def is_main() -> bool:
 
 
 def say(*values: object) -> None:
-    """Prints in the main process only, and at once."""
-    if is_main():
+    """Prints in the main process only, and at once. Where nobody reads any more (Ctrl-C ends `| tee`, too), what comes
+    after is not printed: a run that is to save and end must not break off over a line."""
+    if not is_main():
+        return
+    try:
         print(*values, flush=True)  # noqa: T201 — the one place below the scripts that prints
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is left in the buffer goes there at the end
+        os.close(nowhere)
 
 
 def join() -> None:

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -68,7 +68,8 @@ class Interruption:
         if len(self._heard) == 1 and self._aloud:
             name = signal.Signals(number).name
             line = f"\n{name}: finishing this step, then saving; {name} again ends the run at once\n"
-            os.write(2, line.encode())  # the signal may have come inside a print, which cannot be entered twice
+            with suppress(OSError):  # Ctrl-C ends `| tee`, too, and then nobody reads
+                os.write(2, line.encode())  # the signal may have come inside a print, which cannot be entered twice
 
 
 def described(code: int) -> str:
