@@ -133,14 +133,7 @@ def steps_of(run: Path) -> list[int]:
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Without what the clock says."""
     lines = (run / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
-    timed = (
-        "trained_tokens_per_second",
-        "train_runtime",
-        "train_samples_per_second",
-        "train_steps_per_second",
-        "train_loss",
-    )
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k != "trained_tokens_per_second"} for line in lines]
 
 
 WAYS = {

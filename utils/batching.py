@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch.utils.data import Dataset
 
-from utils import packing, store
+from utils import distributed, packing, store
 from utils.proof import IGNORED, Encoded
 
 Batch = dict[str, torch.Tensor]
@@ -224,12 +224,15 @@ class StepBatches(Dataset[dict[str, Any]]):
         *,
         batch_size: int,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
-        """`batch_size`: rows of a global batch, of all ranks together."""
+        """`batch_size`: rows of a global batch, of all ranks together. `rank`, `world_size`: this process's, unless
+        given."""
         self._rows, self._pad_id, self.size, self._seed = rows, pad_id, size, seed
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._batch_size = batch_size
+        self._rank = distributed.rank() if rank is None else rank
+        self._world_size = world_size or distributed.world_size()
         self._lengths, self._targets = store.lengths(rows), store.targets(rows)
         self.set_epoch(0)
 

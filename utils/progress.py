@@ -87,7 +87,8 @@ class LogFile(TrainerCallback):
             rewrite(self._directory, state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if distributed.is_main() and state.log_history:
+        # Trainer's summary at the end is of this process alone, and a resumed run's would be another.
+        if distributed.is_main() and state.log_history and "train_runtime" not in (logs or {}):
             _append(self._directory / LOG_NAME, state.log_history[-1])
 
 

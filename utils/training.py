@@ -81,15 +81,7 @@ class SupervisedTrainer(ResumableTrainer):
         self._head = HeadAtTargets(model, needs_mask=needs_mask)
         self._pad_id, self._steps, self._needs_mask = pad_id, steps, needs_mask
         self._lengths = store.lengths(train_rows)
-        self._batches = StepBatches(
-            train_rows,
-            pad_id,
-            micro_batch,
-            batch_size=batch_size,
-            seed=args.seed,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        self._batches = StepBatches(train_rows, pad_id, micro_batch, batch_size=batch_size, seed=args.seed)
         super().__init__(
             model=model,
             args=args,
