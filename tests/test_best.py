@@ -70,8 +70,9 @@ def test_a_restored_one_goes_on_as_the_first_would(before: list[float], after: l
         assert first.see(step, loss) == second.see(step, loss)
         assert first.should_stop == second.should_stop
     assert json.dumps(first.state()) == json.dumps(second.state())
-    for keeps_best in (True, False):
-        assert first.verdict(9, keeps_best=keeps_best) == second.verdict(9, keeps_best=keeps_best)
+    for wanted in (True, False):
+        first.wanted = second.wanted = wanted
+        assert first.verdict(9) == second.verdict(9)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +99,6 @@ def test_a_restored_one_goes_on_as_the_first_would(before: list[float], after: l
     ],
 )
 def test_the_verdict_says_what_was_kept_and_why(losses: list[float], keeps_best: bool, verdict: str) -> None:
-    assert seen(losses).verdict(30, keeps_best=keeps_best) == verdict
+    best = seen(losses)
+    best.wanted = keeps_best
+    assert best.verdict(30) == verdict

@@ -329,6 +329,8 @@ FULL = [
     OSError(errno.EFBIG, "File too large"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 42368 vs 42260"),
+    RuntimeError("basic_ios::clear: iostream error"),
     RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
     RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),

@@ -20,7 +20,7 @@ import torch
 from conftest import FLAGS, RECORDS, REPOSITORY
 from safetensors.torch import load_file
 
-from utils import runinfo
+from utils import checkpoints, runinfo
 
 STEPS = 6
 SHAPE = ["--per_gpu_train_batch_size", "2", "--gradient_accumulation_steps", "1", "--val_set_size", "3"]
@@ -58,7 +58,7 @@ class Job:
     def done(self) -> list[str]:
         """What each launcher printed, once all have ended; they must have ended well."""
         printed = [launcher.communicate(timeout=240)[0] for launcher in self.launchers]
-        assert [launcher.returncode for launcher in self.launchers] == [0] * len(self.launchers), printed
+        assert [each.returncode for each in self.launchers] == [0] * len(self.launchers), "\n".join(printed)[-3000:]
         return printed
 
 
@@ -79,6 +79,12 @@ def assert_same(first: Path, second: Path) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def entries(run: Path) -> list[dict[str, Any]]:
+    """The log's lines about training steps."""
+    lines = (run / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if "learning_rate" in entry]
 
 
 def losses(run: Path) -> list[float]:
@@ -134,6 +140,59 @@ def test_a_base_shared_out_between_machines(reference: tuple[Path, str], llama_b
     job.done()
     assert_same(reference[0], job.machines[0] / "run")
     assert runinfo.read(job.machines[0] / "run").settings["fsdp"] is True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_the_job_after_its_step_and_it_goes_on_as_if_nothing_had_been(
+    number: signal.Signals, reference: tuple[Path, str], llama_base: Path, tmp_path: Path
+) -> None:
+    flags = ["--save_steps", 3, "--logging_steps", 1, "--lora_dropout", 0.2]
+    job = Job(tmp_path / "stopped", llama_base, "--max_steps", 100_000, *flags, launchers=one(RUN))
+    (launcher,), run = job.launchers, job.machines[0] / "run"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoint-3").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    launcher.send_signal(number)
+    printed = launcher.communicate(timeout=60)[0]
+    assert launcher.returncode
+    newest = checkpoints.newest(run)
+    assert newest is not None, printed
+    step = checkpoints.step_of(newest)
+    assert f"after step {step:,} of 100,000; saved: {newest}. The same command with --resume_from_checkpoint" in printed
+    assert not (run / "run.json").exists()
+    whole = Job(tmp_path / "whole", llama_base, "--max_steps", step + 3, *flags, launchers=one(RUN))
+    whole.done()
+    gone_on = ["--data", job.machines[0] / "records.json", "--resume_from_checkpoint", newest]
+    resumed = Job(tmp_path / "resumed", llama_base, "--max_steps", step + 3, *flags, *gone_on, launchers=one(RUN))
+    resumed.done()
+    ends = [job.machines[0] / "run" / "adapter_model.safetensors" for job in (whole, resumed)]
+    rates = [[entry["learning_rate"] for entry in entries(end.parent)] for end in ends]
+    assert rates[0][-3:] == rates[1][-3:]
+    rows = [[entry["trained_tokens"] for entry in entries(end.parent)] for end in ends]
+    assert rows[0] == rows[1], "the same rows in every step"
+
+
+def test_two_processes_go_on_to_the_byte(llama_base: Path, tmp_path: Path) -> None:
+    """One of the two is killed; the run goes on from the checkpoint before."""
+    flags = ["--max_steps", 9, "--save_steps", 2, "--logging_steps", 2, "--lora_dropout", 0.2, "--log_row_ids"]
+    whole = Job(tmp_path / "whole", llama_base, *flags, launchers=one(RUN))
+    whole.done()
+    broken = Job(tmp_path / "broken", llama_base, *flags, launchers=one(RUN))
+    run, deadline = broken.machines[0] / "run", time.monotonic() + 120
+    while not (run / "checkpoint-2").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for worker in workers(broken.launchers[0])[:1]:
+        worker.send_signal(signal.SIGKILL)
+    broken.launchers[0].communicate(timeout=60)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    gone_on = Job(tmp_path / "gone on", llama_base, *flags, "--resume_from_checkpoint", newest, launchers=one(RUN))
+    gone_on.done()
+    ends = [job.machines[0] / "run" for job in (whole, gone_on)]
+    assert len({(end / "adapter_model.safetensors").read_bytes() for end in ends}) == 1
+    steps = [[json.loads(line)["step"] for line in (end / "row_ids.jsonl").read_text().splitlines()] for end in ends]
+    assert steps[0] == list(range(1, 10)) == steps[1]
+    assert losses(ends[0]) == losses(ends[1])
 
 
 @pytest.fixture

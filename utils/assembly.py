@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from utils import adapters, distributed, packing, preflight, progress, sharding, trainer_arguments, training
 from utils.adapters import Attached
+from utils.best import Best
 from utils.dataset import TrainingData
 from utils.interruption import Interruption
 from utils.loading import Base
@@ -74,7 +75,7 @@ def make_trainer(
         too_large=lambda: preflight.remedies(chosen, base, data.train, foreseen.device),
     )
     trainer.about = {"identity": identity, "total_steps": steps.total}
-    trainer.best.patience = chosen.early_stopping_patience
+    trainer.best = Best(patience=chosen.early_stopping_patience, wanted=chosen.keeps_best)
     if chosen.log_row_ids:
         before = checkpoint.parent if checkpoint else None
         trainer.add_callback(progress.RowLog(chosen.output_dir, lambda: trainer.members, data.train, before))

@@ -18,6 +18,8 @@ class Best:
     """
 
     patience: int | None = None
+    wanted: bool = False
+    """Whether the best is what is kept; else it is only known."""
     step: int | None = None
     loss: float = float("inf")
     since: int = 0
@@ -53,7 +55,7 @@ class Best:
         self.step, self.since, self.last, self.seen = (state[name] for name in ("step", "since", "last", "seen"))
         self.loss = float("inf") if state["loss"] is None else state["loss"]
 
-    def verdict(self, final: int, *, keeps_best: bool) -> str:
+    def verdict(self, final: int) -> str:
         """For people: which step of a run that ended after step `final` was kept, and why."""
         if self.step is None:
             why = "no rows were held out to choose by" if self.last is None else "no validation loss was a number"
@@ -61,7 +63,7 @@ class Best:
         best = f"step {self.step}, whose validation loss of {self.loss:.4f} is the lowest"
         if self.step == final:
             return f"kept: {best}, and which is the last"
-        if keeps_best:
+        if self.wanted:
             return f"kept: {best}; that of the last validation was {self.last:.4f}"
         return (
             f"kept: the last step, {final}; the best was {best} (the last validation: {self.last:.4f}); "

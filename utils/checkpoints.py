@@ -187,9 +187,14 @@ def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
+_OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
+"""What torch says when one of its writes fails, at the latest when it closes the archive (all met on full disks,
+benchmarks/faults.py)."""
+
+
 def _is_full_disk(error: BaseException) -> bool:
     """torch and safetensors raise errors of their own, which carry the system's words or only torch's."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    signs = ("No space left", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
+    signs = ("No space left", "Disk quota exceeded", "File too large", *_OF_TORCH)
     return any(sign in str(error) for sign in signs)

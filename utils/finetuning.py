@@ -43,6 +43,7 @@ from utils.preflight import Preflight
 from utils.schedule import Steps
 from utils.settings import Settings
 from utils.templates import fingerprint, get_template
+from utils.training import SupervisedTrainer
 
 
 class Trained(NamedTuple):
@@ -204,11 +205,9 @@ def _train(
         distributed.leave()
         return None
     metrics = trainer.final_metrics()
-    kept = trainer.best.verdict(step, keeps_best=chosen.keeps_best)
     if chosen.keeps_best and trainer.best.step not in (None, step):
-        with _at_hand(checkpoints.path_of(chosen.output_dir, trainer.best.step or 0)) as best:
-            trainer.take(best)
-        metrics |= {"validation_loss": trainer.best.loss, "kept_step": trainer.best.step or 0}
+        metrics |= _take_best(trainer, chosen.output_dir)
+    kept = trainer.best.verdict(step)
     seconds = round(time.time() - began, 1)
     trainer.release()
     probe = batching.shortest(data.train, tokenizer.pad_token_id, most_tokens=2**24 // len(tokenizer))

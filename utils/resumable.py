@@ -104,7 +104,7 @@ class ResumableTrainer(Trainer):
         assert self._from is not None
         known = Best()
         known.restore(_progress(self._from)["best"])
-        if known.step is None or not distributed.is_main():
+        if known.step is None or not self.best.wanted or not distributed.is_main():
             return
         there, here = (checkpoints.path_of(place, known.step) for place in (folder, self._directory))
         if not here.exists() and there.exists() and checkpoints.fault(there) is None:
@@ -126,7 +126,11 @@ class ResumableTrainer(Trainer):
                     (folder / file).write_bytes(content)
                 self.state.save_to_json(str(folder / STATE))
                 (folder / PROGRESS).write_text(json.dumps(kept) + "\n", encoding="utf-8")
-            best = [checkpoints.path_of(directory, self.best.step)] if self.best.step is not None else []
+            best = (
+                [checkpoints.path_of(directory, self.best.step)]
+                if self.best.wanted and self.best.step is not None
+                else []
+            )
             limit = self.args.save_total_limit or len(checkpoints.found(directory))
             checkpoints.thin_out(directory, limit, checkpoints.path_of(directory, step), best)
         distributed.barrier()

@@ -238,7 +238,7 @@ class SupervisedTrainer(ResumableTrainer):
         metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_tokens": int(tokens)}
         self.log(metrics)
         better = self.best.see(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
-        self.control.should_save |= better or self.best.should_stop  # what is not saved cannot be kept
+        self.control.should_save |= self.best.wanted and (better or self.best.should_stop)  # or it cannot be kept
         self.control.should_training_stop |= self.best.should_stop
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
