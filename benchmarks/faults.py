@@ -61,7 +61,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "vocab_size": len(tokenizer)}
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "vocab_size": len(tokenizer)}
     LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512, **ids)).save_pretrained(base)
     tokenizer.save_pretrained(base)
     data.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8")

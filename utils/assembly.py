@@ -32,8 +32,8 @@ def make_trainer(
     steps: Steps,
     foreseen: Preflight,
     *,
-    identity: Mapping[str, Any],
-    interruption: Interruption,
+    identity: Mapping[str, Any] | None = None,
+    interruption: Interruption | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[Attached, SupervisedTrainer]:
     """The base with what is trained in it, fresh, and its trainer.

@@ -220,6 +220,20 @@ def _train(
     return Trained(metrics, kept, trainer.trained_tokens, moved, probe, logits, seconds)
 
 
+def _take_best(trainer: SupervisedTrainer, directory: Path) -> dict[str, float]:
+    """Puts the state of the best validation in the place of the last; returns the metrics that change."""
+    step, loss = trainer.best.step or 0, trainer.best.loss
+    path = checkpoints.path_of(directory, step)
+    why = distributed.decided_by_main(lambda: checkpoints.fault(path))
+    if why is not None:  # it went on from a run that did not keep its best
+        distributed.say(f"{path}, the best, cannot be taken: {why}")
+        trainer.best.wanted = False
+        return {}
+    with _at_hand(path) as best:
+        trainer.take(best)
+    return {"validation_loss": loss, "kept_step": step}
+
+
 def _finish(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, trained: Trained, started: float) -> None:
     """Reads what was saved back into a fresh base, which must answer alike, and reports."""
     gc.collect()  # the second base takes the place of the first
