@@ -5,11 +5,11 @@
     python3 benchmarks/faults.py --seed 1              # other moments, other damages
 
 A tiny random Llama is trained for a few steps by `uniform_finetune.main`, in a child that is forked once everything is
-imported. *Kills*: SIGKILL in a phase that is chosen in turn (encoding, loading, step, evaluation, saving, finishing), at
-a moment drawn from the seed; then the same command with `--resume_from_checkpoint`, which may be killed again, until the
-run ends. *Damages*: one file of a finished run's checkpoint is cut, flipped in a bit, emptied, overwritten with zeros,
-or deleted. *Full disk*: the run writes to a disk of its own (a tmpfs, which needs root) that is a little larger every
-time, so that each of its writes is once the one that fails; then the disk is made larger and the run goes on.
+imported. *Kills*: SIGKILL in a phase that is chosen in turn (encoding, loading, step, evaluation, saving, finishing),
+at a moment drawn from the seed; then the same command with `--resume_from_checkpoint`, which may be killed again, until
+the run ends. *Damages*: one file of a finished run's checkpoint is cut, flipped in a bit, emptied, overwritten with
+zeros, or deleted. *Full disk*: the run writes to a disk of its own (a tmpfs, which needs root) that is a little larger
+every time, so that each of its writes is once the one that fails; then the disk is made larger and the run goes on.
 
 A run that goes on must end in the adapter of the run that nothing happened to, to the byte, with the same rows in every
 step and the same log but for what the clock says.
