@@ -13,6 +13,7 @@ from published_checkpoints import FACTS, HEADS, IDS, LAYERS, native_model, publi
 
 from utils.architectures import ARCHITECTURES, Architecture, find, load
 from utils.architectures.reading import check, parts
+from utils.loading import keep_4bit_unpacked
 
 KINDS = sorted(FACTS)
 PACKED = [kind for kind in KINDS if kind not in ("internlm", "moss")]
@@ -118,6 +119,7 @@ def test_fewer_bits_are_those_of_the_native_checkpoint(kind: str, bits: int, tmp
     options["device_map"] = {"": "cpu"}
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "native", **options)
     made = read(tmp_path / "foreign", **options)
+    keep_4bit_unpacked(expected), keep_4bit_unpacked(made)
     own = dict(made.named_parameters())
     assert {parameter.dtype for parameter in own.values()} & {torch.int8, torch.uint8}
     for name, parameter in expected.named_parameters():

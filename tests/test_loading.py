@@ -100,7 +100,7 @@ def test_missing_weights_say_what_to_do(tmp_path: Path, llama_base: Path) -> Non
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantised_weights_train_after_an_evaluation(bits: int, llama_base: Path, tmp_path: Path) -> None:
     """bitsandbytes repacks 4-bit weights at the first forward in eval mode on some CPUs, and adapters then get no
-    gradient; this fails there without `_keep_4bit_unpacked`."""
+    gradient; this fails there without `keep_4bit_unpacked`."""
     model = attach_lora(base_of(llama_base, quantization_bit=bits).load(), ["all-linear"], r=2, alpha=4, dropout=0.0)
     ids = torch.arange(5, 25).view(2, 10)
     with torch.no_grad():

@@ -219,7 +219,7 @@ class Base:
                 _require_complete(self.name, report)
         if not quantization:
             model.to(self.device)
-        _keep_4bit_unpacked(model)
+        keep_4bit_unpacked(model)
         model.requires_grad_(False)
         model.config.use_cache = False
         return model
@@ -351,9 +351,10 @@ def _quantization(bits: int, precision: Precision) -> Any:
     )
 
 
-def _keep_4bit_unpacked(model: nn.Module) -> None:
+def keep_4bit_unpacked(model: nn.Module) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight at its first forward in eval mode, and
-    adapters on it then get no gradient, without an error (measured; `docs/footguns.md`)."""
+    adapters on it then get no gradient, without an error; a layer of fewer inputs than a block has (64) cannot be
+    repacked at all, and raises (measured; `docs/footguns.md`)."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 — not an attribute that Module declares
