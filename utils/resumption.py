@@ -132,8 +132,11 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     """(what must be as it was and is not, what may be changed), a sentence each."""
     fixed, changeable = [], []
     names = [*kept, *(name for name in now if name not in kept)]
+    told = {"of rows"}  # with the rows
+    if kept.get("seed") != now.get("seed"):
+        told.add("rows")  # another seed splits them otherwise, and is named itself
     for name in names:
-        if name == "of rows" or kept.get(name) == now.get(name):
+        if name in told or kept.get(name) == now.get(name):
             continue
         said = _said(name, kept, now)
         if name in CHANGEABLE:
