@@ -50,7 +50,7 @@ class RandomBase(loading.Base):
                 module._buffers[name] = buffer.to(self.device)
         if quantizer:
             quantizer.postprocess_model(model)
-        loading._keep_4bit_unpacked(model)
+        loading.keep_4bit_unpacked(model)
         model.requires_grad_(False)
         model.config.use_cache = False
         return model

@@ -119,7 +119,8 @@ def test_fewer_bits_are_those_of_the_native_checkpoint(kind: str, bits: int, tmp
     options["device_map"] = {"": "cpu"}
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "native", **options)
     made = read(tmp_path / "foreign", **options)
-    keep_4bit_unpacked(expected), keep_4bit_unpacked(made)
+    for model in (expected, made):
+        keep_4bit_unpacked(model)
     own = dict(made.named_parameters())
     assert {parameter.dtype for parameter in own.values()} & {torch.int8, torch.uint8}
     for name, parameter in expected.named_parameters():
