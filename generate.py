@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = flags.model_name_or_path or sized
     questions = read_questions(flags.instruction, flags.input, flags.prompts_file)
 
-    from utils import assistant, distributed, loading
+    from utils import assistant, distributed, identity, loading
 
     loading.quiet_libraries()
     distributed.set_threads()
-    directory = flags.lora_dir or assistant.find_run(model_type, data, checkpoint)
+    directory = flags.lora_dir or identity.find_run(model_type, data, checkpoint)
     opened = assistant.open_run(
         directory,
         model_type=flags.model_type,

@@ -67,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = Path(os.path.abspath(flags.lora_dir))  # "." has no name
     destination = flags.merged_dir or directory.with_name(f"{directory.name}_merged")
 
-    from utils import assistant, distributed, loading, merging
+    from utils import distributed, identity, loading, merging
 
     loading.quiet_libraries()
     distributed.set_threads()
     merging.require_mergeable(flags.lora_dir, run.method)
     merging.require_room(destination, overwrite=flags.overwrite)
-    found = assistant.identify(
+    found = identity.identify(
         flags.lora_dir,
         model_type=flags.model_type,
         base=flags.model_name_or_path or (sized if is_gone else None),
