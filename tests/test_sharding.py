@@ -17,6 +17,7 @@ from conftest import make_base
 from torch.multiprocessing.spawn import start_processes
 
 from utils import adapters, distributed, loading, methods, sharding
+from utils.attached import Attached
 from utils.models import get_model
 
 ROWS = 43
@@ -43,7 +44,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def attached(folder: Path, family: str, bits: int, method: str) -> adapters.Attached:
+def attached(folder: Path, family: str, bits: int, method: str) -> Attached:
     base = loading.choose(str(folder / family), get_model(family), quantization_bit=bits, precision="fp32")
     given = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"]}
     choice = methods.schedule(methods.choose(method, {}, given), 2400)
@@ -51,7 +52,7 @@ def attached(folder: Path, family: str, bits: int, method: str) -> adapters.Atta
     return adapters.attach(base.load(), choice, total_steps=2400)
 
 
-def trained(made: adapters.Attached, *, recompute: bool) -> dict[str, Any]:
+def trained(made: Attached, *, recompute: bool) -> dict[str, Any]:
     """Losses, adapter and logits after two steps of two micro-batches, each process with its own rows."""
     model, rank = made.model.train(), distributed.rank()
     if recompute:
@@ -103,7 +104,7 @@ def as_process(rank: int, port: int, folder: str) -> None:
 
         sizes: list[int] = []
 
-        def load(family: str = family, bits: int = bits, method: str = method) -> adapters.Attached:
+        def load(family: str = family, bits: int = bits, method: str = method) -> Attached:
             made = attached(Path(folder), family, bits, method)
             sizes.append(sharding.resident_bytes(made.model))  # noqa: B023 — called before the next case
             return made

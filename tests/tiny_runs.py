@@ -16,12 +16,12 @@ METHODS = ("lora", "rslora", "dora", "adalora", "ia3")
 PROMPT_METHODS = ("prompt", "p_tuning", "prefix")
 
 
-def peft_config(method: str, targets: Any) -> Any:
+def peft_config(method: str, targets: Any, virtual: int = 3) -> Any:
     """peft's configuration of a method on these layers."""
     import peft
 
     lora: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": targets, "task_type": "CAUSAL_LM"}
-    prompt: dict[str, Any] = {"num_virtual_tokens": 3, "task_type": "CAUSAL_LM"}
+    prompt: dict[str, Any] = {"num_virtual_tokens": virtual, "task_type": "CAUSAL_LM"}
     feedforward = (
         [name for name in targets if name in ("down_proj", "dense_4h_to_h")] if targets != "all-linear" else []
     )
@@ -48,14 +48,16 @@ def make_origin(
     targets: Any = "all-linear",
     family: str = "llama",
     bits: int = 16,
+    seed: int = 1,
+    virtual: int = 3,
 ) -> Origin:
     """A run in `folder` on `base` whose adapter changes every layer that it is on; no `run.json` is written."""
     import peft
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     chosen = loading.choose(str(base), get_model(family), precision="fp32", quantization_bit=bits)
     plain = loading.choose(str(base), get_model(family), precision="fp32", quantization_bit=16)
-    model: Any = peft.get_peft_model(plain.load(), peft_config(method, targets))
+    model: Any = peft.get_peft_model(plain.load(), peft_config(method, targets, virtual))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

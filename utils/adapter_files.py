@@ -11,11 +11,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 NAMES = (CONFIG, WEIGHTS)
 _REMEDY = "copy the run's directory again, or train again"
+
+
+def facts(directory: Path) -> dict[str, Any]:
+    """The configuration of the adapter in `directory`, as the file has it; its `peft_type` is one that peft knows.
+
+    Raises:
+        ValueError: it is missing or broken; peft would look for the directory's name on the hub.
+    """
+    from peft import PeftType
+
+    path = directory / CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not the JSON of an adapter: {error}: {_REMEDY}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}: {_REMEDY}") from error
+    if not isinstance(found, dict) or found.get("peft_type") not in list(PeftType):
+        raise ValueError(f"{path} names no method of peft: {_REMEDY}")
+    return found
 
 
 def tensor_names(directory: Path) -> set[str]:
@@ -24,19 +45,13 @@ def tensor_names(directory: Path) -> set[str]:
     Raises:
         ValueError: one of its two files is missing or broken; peft would look for the directory's name on the hub.
     """
-    from peft import PeftType
     from safetensors import SafetensorError, safe_open
 
-    path = directory / CONFIG
+    facts(directory)
+    path = directory / WEIGHTS
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict) or facts.get("peft_type") not in list(PeftType):
-            raise ValueError(f"{path} names no method of peft: {_REMEDY}")
-        path = directory / WEIGHTS
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not the JSON of an adapter: {error}: {_REMEDY}") from error
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}: {_REMEDY}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from utils import adapters, distributed, packing, preflight, progress, sharding, trainer_arguments, training
-from utils.adapters import Attached
+from utils.attached import Attached
 from utils.best import Best
 from utils.dataset import TrainingData
 from utils.interruption import Interruption

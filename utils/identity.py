@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import loading, runinfo
+from utils import adapter_files, loading, runinfo
 from utils.distributed import Precision
 from utils.methods import get_method
 from utils.models import MOVED, checkpoint_of, get_model
@@ -22,11 +22,22 @@ from utils.templates import Template, fingerprint, get_template
 class Identified:
     """A run whose base, tokenizer and template are those that it was trained with; no weights are loaded yet."""
 
+    directory: Path
     run: runinfo.RunInfo
     base: loading.Base
     """As it was trained: bits and precision included."""
     tokenizer: Any
     template: Template
+
+    @property
+    def method(self) -> str:
+        """What was trained, a row of `utils.methods`."""
+        return self.run.method
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids that end an answer."""
+        return self.run.stop_token_ids
 
 
 def identify(
@@ -80,7 +91,52 @@ def identify(
             f"{source.name} is not the base that {directory} was trained on: its configuration or its tensors differ. "
             f"It was trained on {run.base}"
         )
-    return Identified(run=run, base=source, tokenizer=tokenizer, template=row)
+    return Identified(directory=directory, run=run, base=source, tokenizer=tokenizer, template=row)
+
+
+def base_place(found: Identified) -> dict[str, str | None]:
+    """`name` and `revision` of the base beside a run that holds all weights of its model, for `replace`."""
+    return {"name": place_of(found.run), "revision": found.run.settings["revision"]}
+
+
+def require_same_base(first: Identified, other: Identified) -> None:
+    """`ValueError` if both cannot be switched over one loaded base. Their prompts may differ: each is asked in its own.
+
+    A fingerprint does not know a base from one that was fine-tuned further, so both must name one place.
+    """
+    for found in (first, other):
+        if get_method(found.method).trains_base:
+            raise ValueError(
+                f"{found.directory} holds all weights of its model, and no adapter to switch on and off: open it alone"
+            )
+    if _address(first.base) != _address(other.base):
+        raise ValueError(
+            f"{other.directory} is an adapter of {_said(other.base)}, and {first.directory} of {_said(first.base)}: "
+            "open each by itself, or, if they are the same, name its place with --model_name_or_path"
+        )
+    bits = first.base.quantization_bit, other.base.quantization_bit
+    if bits[0] != bits[1]:
+        raise ValueError(
+            f"{other.directory} was trained on weights of {bits[1]} bits, and {first.directory} on {bits[0]}: open "
+            "each by itself, or choose for both with --quantization_bit"
+        )
+    kinds = [adapter_files.facts(found.directory)["peft_type"] for found in (first, other)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{other.directory} is an adapter of the kind {kinds[1]}, and {first.directory} of {kinds[0]}: peft "
+            "switches between adapters of one kind, so open each by itself"
+        )
+
+
+def _address(base: loading.Base) -> tuple[str, str | None]:
+    place = Path(base.name).expanduser()
+    if place.is_dir():
+        return str(place.resolve()), None
+    return MOVED.get(base.name, base.name), base.revision
+
+
+def _said(base: loading.Base) -> str:
+    return f"{base.name} at {base.revision}" if base.revision else base.name
 
 
 def place_of(run: runinfo.RunInfo) -> str:

@@ -1,7 +1,7 @@
 """What of a base is trained, and how: parameter-efficient methods and full fine-tuning, one row each.
 
 Knows: each method's options, what peft calls them, and what the method can and cannot do. Does not know how a model
-is changed; that is `utils.adapters`. Adding a method is one row here, and a class there if it wants more of a training
+is changed; that is `utils.attached`. Adding a method is one row here, and a class there if it wants more of a training
 loop than a forward pass.
 """
 
@@ -118,7 +118,7 @@ class Method:
     config: str = ""
     """Class of `peft` that configures it; empty where peft has no part in it."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Flags that belong to it → field of `config`; empty where `utils.adapters` reads the flag itself."""
+    """Flags that belong to it → field of `config`; empty where `utils.attached` reads the flag itself."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `config` that are the method."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -53,7 +53,9 @@ def keep_dtypes(model: nn.Module) -> None:
     from peft.tuners.ia3.layer import IA3Layer
 
     for module in model.modules():
-        if isinstance(module, AdaLoraLayer | IA3Layer) and type(module.get_base_layer()).__name__ in _QUANTISED:
+        if not isinstance(module, AdaLoraLayer | IA3Layer) or _as_base in module._forward_hooks.values():
+            continue  # a second adapter may bring layers of its own beside those of the first
+        if type(module.get_base_layer()).__name__ in _QUANTISED:
             module.register_forward_hook(_as_base)
 
 

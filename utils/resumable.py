@@ -19,7 +19,7 @@ from typing import Any
 from transformers import Trainer, TrainerState
 
 from utils import checkpoints, distributed, outputs, progress
-from utils.adapters import Attached
+from utils.attached import Attached
 from utils.batching import MicroBatchSize
 from utils.best import Best
 

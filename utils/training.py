@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from utils import distributed, extras, store
-from utils.adapters import Attached
+from utils.attached import Attached
 from utils.batching import MicroBatchSize, StepBatches, endings, evaluation_batches, only_item, shortest
 from utils.best import Best
 from utils.proof import Encoded
