@@ -14,7 +14,12 @@ def found(origin: Any) -> Identified:
     facts = {"peft_type": "lora", "revision": None} | origin.run.settings
     return Identified(
         directory=origin.directory,
+        place=str(origin.directory),
         run=replace(origin.run, settings=facts),
+        model_type="llama",
+        method=facts["peft_type"],
+        description="",
+        stop_token_ids=[2],
         base=origin.base,
         tokenizer=origin.tokenizer,
         template=origin.template,
@@ -60,7 +65,7 @@ def test_adapters_that_peft_cannot_switch_between(
     other = found(make_origin(llama_base, tmp_path / "virtual", method="prompt"))
     with pytest.raises(ValueError, match="virtual is an adapter of the kind PROMPT_TUNING, and .*/first of LORA: peft"):
         require_same_base(first, other)
-    whole = replace(first, run=replace(first.run, settings=first.run.settings | {"peft_type": "full"}))
+    whole = replace(first, method="full")
     with pytest.raises(ValueError, match="holds all weights of its model, and no adapter to switch on"):
         require_same_base(*(whole, first)[::order])
 

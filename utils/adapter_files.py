@@ -1,7 +1,7 @@
 """An adapter's two files: whole, and with the tensors that a model takes.
 
-Knows: their names, what of them peft needs, and what to say where that is not there. Does not know how an adapter is
-loaded.
+Knows: their names, what of them peft needs, that nothing in them runs, and what to say where something is not there.
+Does not know how an adapter is loaded.
 """
 
 from __future__ import annotations
@@ -13,17 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from utils import runinfo
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 NAMES = (CONFIG, WEIGHTS)
-_REMEDY = "copy the run's directory again, or train again"
+PICKLED = "adapter_model.bin"
+"""What peft wrote before 0.7: a pickle, which could run code while it is read."""
+_ANY_TARGETS = ("Target modules", "No modules were targeted")
+"""How peft's messages begin where a base has no layer that the adapter is on."""
+
+
+def weights_file(directory: Path) -> Path:
+    """The file of tensors that peft reads: safetensors if it is there."""
+    path = directory / PICKLED
+    return path if path.is_file() and not (directory / WEIGHTS).is_file() else directory / WEIGHTS
 
 
 def facts(directory: Path) -> dict[str, Any]:
     """The configuration of the adapter in `directory`, as the file has it; its `peft_type` is one that peft knows.
 
     Raises:
-        ValueError: it is missing or broken; peft would look for the directory's name on the hub.
+        ValueError: it is missing or broken (peft would look for the directory's name on the hub), or of a peft that
+            split packed layers, which later ones cannot.
     """
     from peft import PeftType
 
@@ -31,12 +43,28 @@ def facts(directory: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not the JSON of an adapter: {error}: {_REMEDY}") from error
+        raise ValueError(f"{path} is not the JSON of an adapter: {error}: {_remedy(directory)}") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}: {_REMEDY}") from error
+        raise ValueError(f"{path} cannot be read: {error}: {_remedy(directory)}") from error
     if not isinstance(found, dict) or found.get("peft_type") not in list(PeftType):
-        raise ValueError(f"{path} names no method of peft: {_REMEDY}")
+        raise ValueError(f"{path} names no method of peft: {_remedy(directory)}")
+    if found.get("enable_lora"):
+        raise ValueError(
+            f"{path}: this adapter is on some of the matrices of a packed layer (enable_lora {found['enable_lora']}), "
+            "which peft gave up in 0.3: merge it with the peft that made it, and give the result as the model"
+        )
     return found
+
+
+def unknown_fields(directory: Path) -> list[str]:
+    """The fields of its configuration that this peft does not know and would leave out, and that say something."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    found = facts(directory)
+    known: Any = PEFT_TYPE_TO_CONFIG_MAPPING[found["peft_type"]]
+    # Of peft before 0.3: whether weights were merged in evaluation.
+    left_out = found.keys() - known.__dataclass_fields__.keys() - {"merge_weights", "runtime_config"}
+    return sorted(name for name in left_out if found[name])
 
 
 def tensor_names(directory: Path) -> set[str]:
@@ -44,36 +72,71 @@ def tensor_names(directory: Path) -> set[str]:
 
     Raises:
         ValueError: one of its two files is missing or broken; peft would look for the directory's name on the hub.
+            Or its weights are a pickle of more than tensors.
     """
     from safetensors import SafetensorError, safe_open
 
     facts(directory)
-    path = directory / WEIGHTS
+    path = weights_file(directory)
+    if path.name == PICKLED:
+        return _pickled_names(path)
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {error}: {_REMEDY}") from error
+        raise ValueError(f"{path} cannot be read: {error}: {_remedy(directory)}") from error
+
+
+def _pickled_names(path: Path) -> set[str]:
+    import torch
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a pickle's protocol, and then it is refused
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # of a dozen kinds: torch's unpickler reads whatever bytes it is given
+        if "unsupported global" in str(error).lower():
+            raise ValueError(
+                f"{path} is refused: it is a pickle of more than tensors, and what it asks for can run code. If you "
+                f"trust it, convert it to {WEIGHTS}: docs/adapters.md says how"
+            ) from error
+        with path.open("rb") as file:
+            begins = file.read(16)
+        raise ValueError(
+            f"{path} is not a whole file of tensors (it begins with {begins!r}): {_remedy(path.parent)}"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise ValueError(f"{path} is no mapping of names to tensors: {_remedy(path.parent)}")
+    return set(found)
 
 
 @contextmanager
 def reading(directory: Path, names: set[str]) -> Iterator[None]:
     """Around peft's reading of a file with the tensors `names`: what it raises for one that does not fit its base, as a
     `ValueError` of one line. It only warns of tensors that are missing: see `require_tensors`."""
-    path = directory / WEIGHTS
+    path = weights_file(directory)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")
+            warnings.filterwarnings("ignore", "Unexpected keyword arguments")  # `unknown_fields` has those that matter
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")  # into an empty model, to compare
             yield
     except KeyError as error:  # virtual tokens that are not there
         if error.args[0] in names:
             raise
-        raise ValueError(f"{path} lacks the tensor {error.args[0]}: {_REMEDY}") from error
+        raise ValueError(f"{path} lacks the tensor {error.args[0]}: {_remedy(directory)}") from error
+    except ValueError as error:
+        if not str(error).startswith(_ANY_TARGETS):
+            raise
+        raise ValueError(
+            f"{directory} does not fit its base: {_first_sentence(error)}: {_remedy(directory)}"
+        ) from error
     except RuntimeError as error:
         wrong = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
         if wrong is None:
             raise
-        raise ValueError(f"{path} does not fit its base: {wrong.rstrip('.')}: {_REMEDY}") from error
+        raise ValueError(f"{path} does not fit its base: {wrong.rstrip('.')}: {_remedy(directory)}") from error
 
 
 def require_tensors(directory: Path, names: set[str], expected: set[str], allowed: set[str]) -> None:
@@ -85,4 +148,15 @@ def require_tensors(directory: Path, names: set[str], expected: set[str], allowe
     ):
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            raise ValueError(f"{directory / WEIGHTS} {what.format(len(found))}, {min(found)}{more}: {_REMEDY}")
+            said = f"{weights_file(directory)} {what.format(len(found))}, {min(found)}{more}"
+            raise ValueError(f"{said}: {_remedy(directory)}")
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).partition(". ")[0].splitlines()[0].rstrip(".")
+
+
+def _remedy(directory: Path) -> str:
+    if runinfo.is_ours(directory):
+        return "copy the run's directory again, or train again"
+    return "copy the adapter again, or name the base that it was trained on with --model_name_or_path"

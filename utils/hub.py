@@ -29,6 +29,17 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
 
 
+def is_path(name: str) -> bool:
+    """Whether `name` can only be a place in a file system, for no model's id has this form."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def cache() -> Path:
+    """Where the hub's client keeps what it fetched."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+
+
 def require_reachable(name: str) -> bool:
     """Returns if `name` is a directory with a model, is cached, or its hub answers; True if only the cache is left, so
     that the hub's client need not be asked: it would retry for half a minute before it says that there is no network.
@@ -45,7 +56,7 @@ def require_reachable(name: str) -> bool:
                 f"{name} is a directory without a config.json, so it is not a model that transformers can load"
             )
         return False
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if is_path(name):
         raise FileNotFoundError(f"there is no model directory {name}")
     offline = is_offline()
     if offline or not answers(endpoint()):
@@ -56,15 +67,15 @@ def require_reachable(name: str) -> bool:
     return False
 
 
-def advice(name: str, reason: str) -> str:
-    """The message for a model that cannot be loaded: the reason, and what can be done. Of a local directory, no hub
-    knows more: what transformers says of the hub's files is left out of the reason."""
+def advice(name: str, reason: str, flag: str = "--model_name_or_path") -> str:
+    """The message for a model, or what else `flag` names, that cannot be loaded: the reason, and what can be done. Of a
+    local directory, no hub knows more: what transformers says of the hub's files is left out of the reason."""
     if Path(name).expanduser().is_dir():
         reason = re.sub(r"\.?\s*Checkout '.*' for available files", "", reason).rstrip(".")
         return f"cannot load {name!r}: {reason}. Its files are not whole: download them again"
     return (
-        f"cannot load {name!r}: {reason}. Give a local directory to --model_name_or_path; or name a mirror with "
-        "HF_ENDPOINT=https://…; or, if the model is private or gated, log in with `hf auth login` or set HF_TOKEN"
+        f"cannot load {name!r}: {reason}. Give a local directory to {flag}; or name a mirror with "
+        "HF_ENDPOINT=https://…; or, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"
     )
 
 
@@ -94,6 +105,4 @@ def _probe(address: str) -> bool:
 
 def _is_cached(name: str) -> bool:
     """The cache's layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return any((cache / f"models--{name.replace('/', '--')}").glob("snapshots/*/config.json"))
+    return any((cache() / f"models--{name.replace('/', '--')}").glob("snapshots/*/config.json"))

@@ -1,7 +1,7 @@
 """Which base, tokenizer and template an adapter belongs to, found again and checked before any weight is loaded.
 
-Knows: runs and where they lie, and that what is served must be what was trained. Does not know flags, or how an answer
-is made.
+Knows: runs and where they lie, that what is served must be what was trained, and what to do where an adapter does not
+say what that was. Does not know flags, or how an answer is made.
 """
 
 from __future__ import annotations
@@ -11,91 +11,188 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import adapter_files, loading, runinfo
+from utils import adapter_files, adapters, assumptions, loading, places, runinfo
 from utils.distributed import Precision
+from utils.encode import stop_ids
 from utils.methods import get_method
-from utils.models import MOVED, checkpoint_of, get_model
+from utils.models import MOVED, SIZED_MODEL, checkpoint_of, get_model
 from utils.templates import Template, fingerprint, get_template
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identified:
-    """A run whose base, tokenizer and template are those that it was trained with; no weights are loaded yet."""
+    """An adapter, or a run that holds all weights, with its base, tokenizer and template; no weights are loaded yet."""
 
     directory: Path
-    run: runinfo.RunInfo
+    place: str
+    """As the user named it."""
+    run: runinfo.RunInfo | None
+    """None for an adapter without `run.json`: then `assumed` says what was taken from elsewhere."""
+    model_type: str
+    """A row of `utils.models`."""
+    method: str
+    """A row of `utils.methods`."""
+    description: str
+    """In a few words, for people."""
     base: loading.Base
-    """As it was trained: bits and precision included."""
+    """As it was trained, if a run says so: bits and precision included."""
     tokenizer: Any
     template: Template
-
-    @property
-    def method(self) -> str:
-        """What was trained, a row of `utils.methods`."""
-        return self.run.method
-
-    @property
-    def stop_token_ids(self) -> list[int]:
-        """Ids that end an answer."""
-        return self.run.stop_token_ids
+    stop_token_ids: list[int]
+    """Ids that end an answer."""
+    assumed: tuple[str, ...] = ()
+    """What nobody said, a sentence each."""
 
 
-def identify(
-    directory: Path,
-    *,
-    model_type: str | None = None,
-    base: str | None = None,
-    template: str | None = None,
-    precision: Precision | None = None,
-    quantization_bit: int | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Identified:
-    """What the run in `directory` was trained with, found again and checked.
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user said, all of it optional; see `identify`."""
+
+    model_type: str | None = None
+    base: str | None = None
+    size: str | None = None
+    template: str | None = None
+    precision: Precision | None = None
+    quantization_bit: int | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def choose(self, base: str, family: str, *, bits: int | None, revision: str | None) -> loading.Base:
+        """The base, where `bits` and `revision` are what holds if the user said nothing."""
+        return loading.choose(
+            base,
+            get_model(family),
+            precision=self.precision,
+            quantization_bit=self.quantization_bit or bits,
+            revision=self.revision or revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def identify(place: str | Path, **wishes: Any) -> Identified:
+    """What the adapter in `place` was trained with, found again and checked: as `run.json` says; of an adapter without
+    one, as the user says, else as its files suggest.
 
     Args:
-        model_type: the family that is expected; None takes the run's.
-        base: another place of the same base, where the recorded one is gone; not for a run that holds all weights.
-        quantization_bit: of the base's weights; None takes the run's, for what was trained is what is served.
-        revision: of the base on the hub; None takes the run's.
-        template: another prompt than the trained one; None keeps it, and refuses if it has changed since.
+        place: a directory, or an adapter on the hub (`utils.places`).
+        wishes: the fields of `Wishes`.
+
+            - `model_type`: the family that is expected; None takes the run's, or the one that the base is of.
+            - `base`: another place of the same base, where the recorded one is gone; not for a run that holds all
+              weights.
+            - `size`: the family's model of this size, where the base has no place here.
+            - `template`: another prompt than the trained one; None keeps it, and refuses if it has changed since.
+              Without a run, None is the family's.
+            - `quantization_bit`: of the base's weights; None takes the run's, for what was trained is what is served.
+            - `revision`: of the base on the hub; None takes the run's.
 
     Raises:
-        FileNotFoundError: no finished run there.
-        ValueError: the family, the base or the template is not the one that was trained with.
-        OSError: the base cannot be had.
+        FileNotFoundError: no finished run and no adapter there.
+        ValueError: the family, the base or the template is not the one that was trained with, or cannot be told.
+        OSError: the adapter or its base cannot be had.
     """
+    directory, wished = places.find(place), Wishes(**wishes)
+    if (directory / runinfo.NAME).is_file():
+        return _of_run(directory, str(place), wished)
+    return _of_adapter(directory, str(place), wished)
+
+
+def _of_run(directory: Path, place: str, wished: Wishes) -> Identified:
     run = runinfo.read(directory)
-    if model_type not in (None, run.model_type):
-        raise ValueError(f"{directory} was trained with --model_type {run.model_type}, not {model_type}: leave it out")
-    whole = get_method(run.method).trains_base
-    if whole and base is not None:
-        raise ValueError(f"{directory} holds all weights of its model: leave --model_name_or_path and --size out")
-    source = loading.choose(
-        str(directory) if whole else base or place_of(run),
-        get_model(run.model_type),
-        precision=precision,
-        quantization_bit=quantization_bit or run.settings["quantization_bit"],
-        revision=revision or (None if base or whole else run.settings["revision"]),
-        trust_remote_code=trust_remote_code,
-    )
-    tokenizer = source.tokenizer(directory)
-    row = get_template(template or run.settings["template"])
-    if template is None and fingerprint(row, tokenizer.chat_template) != run.template_hash:
+    if wished.model_type not in (None, run.model_type):
         raise ValueError(
-            f"the template {run.settings['template']!r} is no longer the one that {directory} was trained with (its "
+            f"{place} was trained with --model_type {run.model_type}, not {wished.model_type}: leave it out"
+        )
+    whole, base = get_method(run.method).trains_base, wished.base
+    if whole and (base or wished.size):
+        raise ValueError(f"{place} holds all weights of its model: leave --model_name_or_path and --size out")
+    if wished.size and not base and not Path(run.base).is_dir():
+        base = checkpoint_of(run.model_type, get_model(run.model_type), wished.size)
+    source = wished.choose(
+        str(directory) if whole else base or place_of(run),
+        run.model_type,
+        bits=run.settings["quantization_bit"],
+        revision=None if base or whole else run.settings["revision"],
+    )
+    tokenizer = _tokenizer(source, directory, place)
+    row = get_template(wished.template or run.settings["template"])
+    if wished.template is None and fingerprint(row, tokenizer.chat_template) != run.template_hash:
+        raise ValueError(
+            f"the template {run.settings['template']!r} is no longer the one that {place} was trained with (its "
             "sha256 differs): train again, go back to that version, or accept another prompt with --template"
         )
     if not whole and source.fingerprint() != run.base_fingerprint:
         raise ValueError(
-            f"{source.name} is not the base that {directory} was trained on: its configuration or its tensors differ. "
+            f"{source.name} is not the base that {place} was trained on: its configuration or its tensors differ. "
             f"It was trained on {run.base}"
         )
-    return Identified(directory=directory, run=run, base=source, tokenizer=tokenizer, template=row)
+    return Identified(
+        directory=directory,
+        place=place,
+        run=run,
+        model_type=run.model_type,
+        method=run.method,
+        description=f"{run.model_type} on {' '.join(run.data)}",
+        base=source,
+        tokenizer=tokenizer,
+        template=row,
+        stop_token_ids=run.stop_token_ids,
+    )
+
+
+def _of_adapter(directory: Path, place: str, wished: Wishes) -> Identified:
+    facts = adapter_files.facts(directory)
+    adapter_files.tensor_names(directory)  # what cannot be read is said before a base is looked for
+    method, kind = assumptions.method_of(facts, directory)
+    base, revision, of_base = assumptions.base_of(
+        facts, directory, base=wished.base, size=wished.size, model_type=wished.model_type
+    )
+    family, of_family = wished.model_type, ""
+    if family is None and wished.size and not wished.base:
+        family = SIZED_MODEL
+    if family is None:
+        unnamed = wished.choose(base, "auto", bits=16, revision=revision)
+        family, of_family = assumptions.family_of(base, unnamed.class_name())
+    source = wished.choose(base, family, bits=None, revision=revision)
+    has_tokenizer = any(next(directory.glob(name), None) for name in places.VOCABULARIES)
+    tokenizer = _tokenizer(source, directory if has_tokenizer else None, place)
+    name = wished.template or get_model(family).template
+    row = get_template(name)
+    adapters.load_adapter(source.empty(), directory)  # an adapter of another base is found before weights are read
+    bits, fields = source.quantization_bit, ", ".join(adapter_files.unknown_fields(directory))
+    sentences = {
+        of_family: bool(of_family),
+        of_base: bool(of_base),
+        f"template {name} (the family's)": not wished.template,
+        "the base's tokenizer (the adapter has none)": not has_tokenizer,
+        f"weights of {bits} bits (the family's)": bits != 16 and not wished.quantization_bit,
+        f"nothing lost without {fields} of adapter_config.json, which this peft does not know": bool(fields),
+        "its training done (a run left it without a run.json, so it was not checked)": runinfo.is_ours(directory),
+    }
+    return Identified(
+        directory=directory,
+        place=place,
+        run=None,
+        model_type=family,
+        method=method,
+        description=f"{family}, {kind}, without a run.json",
+        base=source,
+        tokenizer=tokenizer,
+        template=row,
+        stop_token_ids=stop_ids(row, tokenizer),
+        assumed=tuple(sentence for sentence, is_assumed in sentences.items() if is_assumed),
+    )
+
+
+def _tokenizer(source: loading.Base, directory: Path | None, place: str) -> Any:
+    """The one in `directory`, else the base's. Consent to remote code is to that of the base's repository."""
+    is_fetched = directory is not None and not Path(place).expanduser().is_dir()
+    return source.tokenizer(None if source.trust_remote_code and is_fetched else directory)
 
 
 def base_place(found: Identified) -> dict[str, str | None]:
     """`name` and `revision` of the base beside a run that holds all weights of its model, for `replace`."""
+    assert found.run is not None
     return {"name": place_of(found.run), "revision": found.run.settings["revision"]}
 
 
@@ -107,23 +204,23 @@ def require_same_base(first: Identified, other: Identified) -> None:
     for found in (first, other):
         if get_method(found.method).trains_base:
             raise ValueError(
-                f"{found.directory} holds all weights of its model, and no adapter to switch on and off: open it alone"
+                f"{found.place} holds all weights of its model, and no adapter to switch on and off: open it alone"
             )
     if _address(first.base) != _address(other.base):
         raise ValueError(
-            f"{other.directory} is an adapter of {_said(other.base)}, and {first.directory} of {_said(first.base)}: "
+            f"{other.place} is an adapter of {_said(other.base)}, and {first.place} of {_said(first.base)}: "
             "open each by itself, or, if they are the same, name its place with --model_name_or_path"
         )
     bits = first.base.quantization_bit, other.base.quantization_bit
     if bits[0] != bits[1]:
         raise ValueError(
-            f"{other.directory} was trained on weights of {bits[1]} bits, and {first.directory} on {bits[0]}: open "
+            f"{other.place} was trained on weights of {bits[1]} bits, and {first.place} on {bits[0]}: open "
             "each by itself, or choose for both with --quantization_bit"
         )
     kinds = [adapter_files.facts(found.directory)["peft_type"] for found in (first, other)]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"{other.directory} is an adapter of the kind {kinds[1]}, and {first.directory} of {kinds[0]}: peft "
+            f"{other.place} is an adapter of the kind {kinds[1]}, and {first.place} of {kinds[0]}: peft "
             "switches between adapters of one kind, so open each by itself"
         )
 

@@ -170,12 +170,13 @@ class Base:
                 return architecture.empty(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
 
+    def class_name(self) -> str | None:
+        """The class that runs it, of transformers or our own; None where only its own code has one."""
+        return _class_name(self.config(), self._architecture(self.facts()))
+
     def _check_family(self, config: Any, architecture: Architecture | None) -> None:
         """`ValueError` for a checkpoint of another family than the row, whose targets and prompt it would get."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-        model_class = architecture.model_class if architecture else None
-        model_class = model_class or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        model_class = _class_name(config, architecture)
         families = [name for name, row in MODELS.items() if model_class in row.native and row.default_checkpoint]
         if self.spec.native and model_class and model_class not in self.spec.native:
             raise ValueError(
@@ -233,6 +234,13 @@ class Base:
             "trust_remote_code": self.trust_remote_code,
             **({"local_files_only": True} if only_cached else {}),
         }
+
+
+def _class_name(config: Any, architecture: Architecture | None) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    own = architecture.model_class if architecture else None
+    return own or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
 
 
 @contextmanager

@@ -156,6 +156,11 @@ def has_run(directory: Path) -> bool:
     return any(next(directory.glob(trace), None) for trace in TRACES)
 
 
+def is_ours(directory: Path) -> bool:
+    """Whether what lies in `directory` is a run's, finished or not, and no plain adapter."""
+    return any(next(directory.glob(trace), None) for trace in TRACES if trace != "adapter_config.json")
+
+
 def clear(directory: Path) -> None:
     """Deletes what a run wrote to `directory`, `run.json` first; files of other names stay."""
     for pattern in FILES:

@@ -1,6 +1,6 @@
 """How a file comes over HTTP: what its server says of it, its bytes, further attempts, and what to say when it fails.
 
-Knows: the hub's dataset repositories and plain addresses. Does not know where a file goes, nor when it is the right
+Knows: the hub's repositories and plain addresses. Does not know where a file goes, nor when it is the right
 one; that is `utils.fetching`.
 
 The hub's protocol is huggingface_hub's business: addresses, redirects, tokens, headers. The bytes are taken here over
@@ -18,7 +18,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 from utils import disk, hub
 
@@ -47,6 +47,13 @@ class Remote:
     repository: str = ""
     filename: str = ""
     revision: str = "main"
+    kind: Literal["dataset", "model"] = "dataset"
+    """Of the repository."""
+
+    @property
+    def home(self) -> str:
+        """The repository's page."""
+        return f"{hub.PUBLIC}/{'datasets/' if self.kind == 'dataset' else ''}{self.repository}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +220,7 @@ def _refusal(remote: Remote, response: Any, by_hand: str, kept: str) -> OSError:
         return PermissionError(f"{what}; if a browser may have it, {by_hand}")
     if code == "GatedRepo":
         return PermissionError(
-            f"{what}: the repository is gated. Accept its conditions at {hub.PUBLIC}/datasets/{remote.repository}, "
+            f"{what}: the repository is gated. Accept its conditions at {remote.home}, "
             "then set HF_TOKEN to a token of that account, or run `hf auth login`"
         )
     if status == 401 and not _token():
@@ -229,17 +236,17 @@ def _refusal(remote: Remote, response: Any, by_hand: str, kept: str) -> OSError:
     if status == 404 and not code:
         return ConnectionError(f"{_NO_HUB.format(hub.endpoint())} (404 without X-Error-Code); or {by_hand}")
     if status == 404:
-        return FileNotFoundError(f"{_absent(remote, code)}; see {hub.PUBLIC}/datasets/{remote.repository}")
+        return FileNotFoundError(f"{_absent(remote, code)}; see {remote.home}")
     return OSError(f"{what}; {by_hand}")
 
 
 def _absent(remote: Remote, code: str) -> str:
     """What is not there, and what is near it."""
     if code == "RevisionNotFound":
-        names = _quietly(lambda: _revisions(remote.repository))
+        names = _quietly(lambda: _revisions(remote))
         return f"{remote.repository} has no revision {remote.revision!r}" + _some(names, "; it has {}")
     if code != "EntryNotFound":
-        return f"there is no dataset repository {remote.repository} at {_host(remote)}: check its name"
+        return f"there is no {remote.kind} repository {remote.repository} at {_host(remote)}: check its name"
     paths = _quietly(lambda: [row["path"] for row in tree(remote.repository, "", remote.revision)])
     below = [path for path in paths if path.startswith(remote.filename.rstrip("/") + "/")]
     if below:
@@ -250,8 +257,8 @@ def _absent(remote: Remote, code: str) -> str:
     )
 
 
-def _revisions(repository: str) -> list[str]:
-    found = _get(f"{hub.endpoint()}/api/datasets/{repository}/refs").json()
+def _revisions(remote: Remote) -> list[str]:
+    found = _get(f"{hub.endpoint()}/api/{remote.kind}s/{remote.repository}/refs").json()
     return [ref["name"] for kind in ("branches", "tags") for ref in found[kind]]
 
 
