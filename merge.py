@@ -4,8 +4,9 @@
     python3 merge.py --model_type llama --size 7b --lora_dir my_run --merged_dir my_model --max_shard_size 2GB
     python3 merge.py --lora_dir my_4_bit_run --merged_dir my_model --into trained
 
-The run's directory says which base. The checkpoint is read back from disk before it takes its place; where it is not
-base + adapter, nothing is kept. What transformers, vLLM and others then load: docs/merging.md.
+The run's directory says which base; of an adapter without a run.json the flags do, or it is assumed and said. The
+checkpoint is read back from disk before it takes its place; where it is not base + adapter, nothing is kept. What
+transformers, vLLM and others then load: docs/merging.md.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli, runinfo
-from utils.models import MODELS, checkpoint_of, get_model
+from utils.models import MODELS
+from utils.templates import TEMPLATES
 
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("run").add_argument
-    add("--lora_dir", type=Path, required=True, help="a directory that uniform_finetune.py wrote")
+    add(
+        "--lora_dir", required=True, metavar="DIR", help="a run, any adapter of peft's, or OWNER/NAME/FOLDER on the hub"
+    )
     add("--model_type", choices=list(MODELS), help="family that is expected (default: as the run says)")
     add("--model_name_or_path", metavar="ID", help="another place of the run's base (default: where it was trained)")
     add("--size", help="size of the family's model, such as 7b (or 7), where the run's base is gone from its place")
+    add("--template", choices=list(TEMPLATES), help="prompt of an adapter without run.json (default: the family's)")
     add("--revision", help="branch, tag or commit of the hub model (default: the run's)")
     add("--trust_remote_code", action="store_true", help="run Python code that the model's repository brings (off)")
     add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
@@ -57,35 +62,36 @@ def shard_size(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     flags = parser.parse_args(argv)
-    try:
-        run = runinfo.read(flags.lora_dir)
-        model_type = flags.model_type or run.model_type
-        sized = checkpoint_of(model_type, get_model(model_type), flags.size) if flags.size else None
-    except ValueError as error:
-        parser.error(str(error))
-    is_gone = Path(run.base).is_absolute() and not Path(run.base).is_dir()
-    directory = Path(os.path.abspath(flags.lora_dir))  # "." has no name
-    destination = flags.merged_dir or directory.with_name(f"{directory.name}_merged")
-
-    from utils import distributed, identity, loading, merging
+    from utils import adapter_files, assumptions, distributed, identity, loading, merging, places
 
     loading.quiet_libraries()
     distributed.set_threads()
-    merging.require_mergeable(flags.lora_dir, run.method)
+    if not flags.merged_dir and places.on_hub(flags.lora_dir):
+        parser.error(f"--lora_dir {flags.lora_dir} is on the hub: say with --merged_dir where its checkpoint goes")
+    adapter = places.find(flags.lora_dir)
+    directory = Path(os.path.abspath(adapter))  # "." has no name
+    destination = flags.merged_dir or directory.with_name(f"{directory.name}_merged")
+    run = runinfo.read(adapter) if (adapter / runinfo.NAME).is_file() else None
+    if run and flags.template:
+        parser.error(
+            f"--template {flags.template}: {flags.lora_dir} has a run.json, which says its prompt: leave it out"
+        )
+    method = run.method if run else assumptions.method_of(adapter_files.facts(adapter), adapter)[0]
+    merging.require_mergeable(adapter, method)
     merging.require_room(destination, overwrite=flags.overwrite)
+    wishes = ("model_type", "size", "template", "revision", "trust_remote_code")
     found = identity.identify(
         flags.lora_dir,
-        model_type=flags.model_type,
-        base=flags.model_name_or_path or (sized if is_gone else None),
-        precision=run.settings["precision"],
-        revision=flags.revision,
-        trust_remote_code=flags.trust_remote_code,
+        base=flags.model_name_or_path,
+        precision=run.settings["precision"] if run else None,
+        quantization_bit=None if run else 16,
+        **{name: getattr(flags, name) for name in wishes},
     )
-    origin = merging.Origin(
-        directory=flags.lora_dir, run=run, base=found.base, tokenizer=found.tokenizer, template=found.template
-    )
+    for sentence in found.assumed:
+        print(f"assumed: {sentence}", file=sys.stderr)
+    kept = {name: getattr(found, name) for name in ("directory", "base", "tokenizer", "template")}
     facts = merging.merge(
-        origin,
+        merging.Origin(run=identity.as_run(found), **kept),
         destination,
         precision=flags.precision,
         into=flags.into,

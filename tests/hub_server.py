@@ -2,7 +2,8 @@
 
 Knows: `HEAD` and `GET /datasets/REPO/resolve/REVISION/FILE` (ETag, X-Repo-Commit, X-Linked-Etag, X-Linked-Size, a
 redirect of large files to storage on another origin, Range), `/api/datasets/REPO/tree/…` in pages, `/refs`, and
-X-Error-Code. `/plain/FILE` is an ordinary web server. Does not know xet. A test module takes the fixtures by
+X-Error-Code; the same for a model repository of that name with the same files, whose list comes in one page.
+`/plain/FILE` is an ordinary web server. Does not know xet. A test module takes the fixtures by
 assigning them to names of its own.
 """
 
@@ -143,9 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(401, {"X-Error-Message": message}, b"")
         if REPOSITORY not in path:
             return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"")
+        if path.startswith("/api/models/"):
+            return self._model_api(path.removeprefix(f"/api/models/{REPOSITORY}").strip("/"))
         if path.startswith("/api/"):
             return self._api(path.removeprefix(f"/api/datasets/{REPOSITORY}/"))
-        return self._resolve(*path.removeprefix(f"/datasets/{REPOSITORY}/resolve/").split("/", 1))
+        return self._resolve(*path.removeprefix("/datasets").removeprefix(f"/{REPOSITORY}/resolve/").split("/", 1))
 
     def _resolve(self, revision: str, name: str) -> None:
         if revision not in ("main", COMMIT):
@@ -181,6 +184,16 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Link": link} if end < len(rows) else {}
         folder_row = [{"type": "directory", "path": "a folder", "size": 0}]
         return self._send(200, headers, json.dumps(folder_row + rows[start:end]).encode())
+
+    def _model_api(self, rest: str) -> None:
+        kind, _, revision = rest.partition("/")
+        if kind == "refs":
+            return self._api(rest)
+        if revision not in ("", "main", "v1", COMMIT):
+            return self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"")
+        rows = [self._row(name) for name in self.hub.files]
+        body = rows if kind == "tree" else {"id": REPOSITORY, "sha": COMMIT, "siblings": []}
+        return self._send(200, {}, json.dumps(body).encode())
 
     def _row(self, name: str) -> dict[str, Any]:
         body = self.hub.files[name]

@@ -97,12 +97,15 @@ def test_a_shard_size_is_a_number_with_its_unit(text: str, finished: Path, capsy
 
 def test_wrong_flags_are_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_merge("--lora_dir", tmp_path / "none") == 1
-    assert "none holds no run.json: it is not a run of uniform_finetune.py" in capsys.readouterr().err
+    assert f"there is no directory {tmp_path / 'none'}" in capsys.readouterr().err
+    assert run_merge("--lora_dir", finished, "--size", "9b") == 1
+    assert "--size of --model_type llama" in capsys.readouterr().err
     assert run_merge("--lora_dir", finished, "--model_type", "bloom", "--merged_dir", tmp_path / "out") == 1
     assert "was trained with --model_type llama, not bloom" in capsys.readouterr().err
     for flags, message in (
         (["--merged_dir", tmp_path], "the following arguments are required: --lora_dir"),
-        (["--lora_dir", finished, "--size", "9b"], "--size of --model_type llama"),
+        (["--lora_dir", finished, "--template", "chat"], "has a run.json, which says its prompt: leave it out"),
+        (["--lora_dir", "a/b/c"], "a/b/c is on the hub: say with --merged_dir where its checkpoint goes"),
     ):
         with pytest.raises(SystemExit) as exit_:
             run_merge(*flags)

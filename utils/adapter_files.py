@@ -56,6 +56,16 @@ def facts(directory: Path) -> dict[str, Any]:
     return found
 
 
+def config(directory: Path) -> Any:
+    """The same as peft reads it, without its warning of fields that it leaves out (`unknown_fields`)."""
+    from peft import PeftConfig
+
+    facts(directory)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unexpected keyword arguments")
+        return PeftConfig.from_pretrained(str(directory))
+
+
 def unknown_fields(directory: Path) -> list[str]:
     """The fields of its configuration that this peft does not know and would leave out, and that say something."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -100,10 +100,8 @@ def load_more(model: Any, name: str, directory: Path) -> None:
         ValueError: its files are not whole or not for this model; it is of another kind than the first one; or one of
             them changes weights of the base, which the others would get, too. `model` is then as it was.
     """
-    from peft import PeftConfig
-
     names = adapter_files.tensor_names(directory)
-    config: Any = PeftConfig.from_pretrained(str(directory))
+    config = adapter_files.config(directory)
     if config.peft_type != model.peft_type:
         raise ValueError(
             f"{directory} is {config.peft_type.value}, and beside {model.peft_type.value} peft takes no other kind of "

@@ -16,7 +16,7 @@ from utils.distributed import Precision
 from utils.encode import stop_ids
 from utils.methods import get_method
 from utils.models import MOVED, SIZED_MODEL, checkpoint_of, get_model
-from utils.templates import Template, fingerprint, get_template
+from utils.templates import TEMPLATES, Template, fingerprint, get_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,9 @@ def _of_run(directory: Path, place: str, wished: Wishes) -> Identified:
     whole, base = get_method(run.method).trains_base, wished.base
     if whole and (base or wished.size):
         raise ValueError(f"{place} holds all weights of its model: leave --model_name_or_path and --size out")
-    if wished.size and not base and not Path(run.base).is_dir():
-        base = checkpoint_of(run.model_type, get_model(run.model_type), wished.size)
+    sized = checkpoint_of(run.model_type, get_model(run.model_type), wished.size) if wished.size else None
+    if not Path(run.base).is_dir():
+        base = base or sized
     source = wished.choose(
         str(directory) if whole else base or place_of(run),
         run.model_type,
@@ -186,8 +187,43 @@ def _of_adapter(directory: Path, place: str, wished: Wishes) -> Identified:
 
 def _tokenizer(source: loading.Base, directory: Path | None, place: str) -> Any:
     """The one in `directory`, else the base's. Consent to remote code is to that of the base's repository."""
-    is_fetched = directory is not None and not Path(place).expanduser().is_dir()
-    return source.tokenizer(None if source.trust_remote_code and is_fetched else directory)
+    is_trusted = not source.trust_remote_code or places.on_hub(place) is None
+    return source.tokenizer(directory if is_trusted else None)
+
+
+def as_run(found: Identified) -> runinfo.RunInfo:
+    """`found.run`; of an adapter without one, what is known in that form, so that what is made of the adapter can be
+    served as a run is. Nothing is known of its training."""
+    if found.run is not None:
+        return found.run
+    base = found.base
+    settings = {
+        "model_type": found.model_type,
+        "model_name_or_path": base.name,
+        "revision": base.revision,
+        "template": next(name for name, row in TEMPLATES.items() if row is found.template),
+        "peft_type": found.method,
+        "quantization_bit": base.quantization_bit,
+        "precision": base.precision,
+        "data": [],
+    }
+    return runinfo.RunInfo(
+        settings=settings,
+        base_fingerprint=base.fingerprint(),
+        template_hash=fingerprint(found.template, found.tokenizer.chat_template),
+        stop_token_ids=found.stop_token_ids,
+        sources=[],
+        ledger={},
+        world_size=1,
+        metrics={},
+        trained_tokens=0,
+        verified={},
+        versions={},
+        commit=None,
+        started="",
+        seconds=0.0,
+        kept=f"The adapter came without a run.json; assumed were {'; '.join(found.assumed) or 'nothing'}",
+    )
 
 
 def base_place(found: Identified) -> dict[str, str | None]:

@@ -105,9 +105,7 @@ def require_mergeable(directory: Path, trained: str) -> None:
     if not (directory / "adapter_config.json").is_file():
         raise ValueError(f"{directory} has no adapter_config.json, and was trained with {trained}: copy the run whole")
     adapter_files.tensor_names(directory)
-    from peft import PeftConfig
-
-    if PeftConfig.from_pretrained(str(directory)).is_prompt_learning:
+    if adapter_files.config(directory).is_prompt_learning:
         raise ValueError(
             f"{directory} was trained with {trained}: its virtual tokens stand before a prompt and are in no layer's "
             f"weights, so they cannot be merged. Serve it unmerged: python3 generate.py --lora_dir {directory}"
@@ -371,6 +369,7 @@ def card(facts: dict[str, Any]) -> str:
         for source in run["sources"]
     )
     measured = "\n".join(f"- {line}" for line in result_lines(facts, Path("."))[:-1])
+    tuned = f"fine-tuned on {'-'.join(settings['data'])}" if settings["data"] else "with an adapter"
     return f"""---
 base_model: {json.dumps(settings["model_name_or_path"])}
 base_model_relation: finetune
@@ -378,12 +377,12 @@ library_name: transformers
 tags: [alpaca-cot]
 ---
 
-# {Path(settings["model_name_or_path"]).name}, fine-tuned on {"-".join(settings["data"])}
+# {Path(settings["model_name_or_path"]).name}, {tuned}
 
 An adapter merged into {WEIGHTS[facts["into"]]}, stored in {facts["precision"]}. The licence of the base goes with it.
 {load}. The prompt must be the one it was trained with: template
 `{settings["template"]}`, sha256 `{run["template_hash"][:16]}…`. An answer ends at the token ids
-{run["stop_token_ids"]}.
+{run["stop_token_ids"]}.{f" {run['kept']}." if not settings["data"] else ""}
 
 ## Data
 

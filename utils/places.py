@@ -68,18 +68,19 @@ def find(place: str | Path) -> Path:
         ConnectionError: the hub does not answer, or is offline by the user's wish, and the cache lacks it.
         PermissionError: a token is missing, wrong or not enough.
     """
+    address = on_hub(place)
+    if address is not None:
+        return _bring(address)
     path = Path(place).expanduser()
-    if path.is_dir():
-        _require_mark(path)
-        return path
-    address = parse(str(place))
-    if address is None:
+    if not path.is_dir():
         raise FileNotFoundError(f"there is no directory {place}{_some(_near(path))}")
-    return _bring(address)
+    _require_mark(path)
+    return path
 
 
-def parse(place: str) -> Address | None:
-    """The place on the hub that `place` can name; None where it can only be a path."""
+def on_hub(place: str | Path) -> Address | None:
+    """The folder on the hub that `place` can name; None for what is here, or can only be a path."""
+    place = str(place)
     match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/([\w.-]+)((?:/[^/@]+)*)/?(?:@([^/@]+))?", place, flags=re.ASCII)
     if match is None or ".." in place.split("/") or Path(match[1]).exists():
         return None
@@ -121,8 +122,22 @@ def _bring(address: Address) -> Path:
     )
     by_hand = f"copy {page} by hand, and give its place here to --lora_dir"
     only_cached = hub.is_offline() or not hub.answers(hub.endpoint())
-    with transfer.explained(remote, by_hand), _uncached(address):
+    with _both_places(address), transfer.explained(remote, by_hand), _uncached(address):
         return transfer.persistently(lambda: _fetched(address, only_cached))
+
+
+@contextmanager
+def _both_places(address: Address) -> Iterator[None]:
+    """Says of a repository that is not there, or hidden, that its name is no directory either."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        cause = error.__cause__
+        if not isinstance(cause, RepositoryNotFoundError) or isinstance(cause, GatedRepoError):
+            raise
+        raise type(error)(f"there is no directory {address} here; {error}") from error
 
 
 @contextmanager
