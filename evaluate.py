@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import catalog, cli, outputs, records, runinfo
-from utils.models import checkpoint_of, get_model
+from utils import catalog, cli, outputs, records
 from utils.readers import Row
 from utils.scoring import exact_match, extract_answer, language
 from utils.templates import last_answer, to_messages, without_answer
@@ -24,7 +23,7 @@ from utils.templates import last_answer, to_messages, without_answer
 def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("evaluation").add_argument
-    add("--lora_dir", type=Path, required=True, help="a directory that uniform_finetune.py wrote")
+    cli.add_lora_flag(add, required=True, several=False)
     add("--data", nargs="+", required=True, metavar="D", help="held-out records: keys of data/datasets.toml, or files")
     add("--compare_base", action="store_true", help="answer with the base alone, too")
     add("--show", type=cli.natural_int, default=0, metavar="N", help="print the first N questions with their answers")
@@ -41,10 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         parts = catalog.parse_mixture(flags.data)
-        sized = None
-        if flags.size:
-            model_type = flags.model_type or runinfo.read(flags.lora_dir).model_type
-            sized = checkpoint_of(model_type, get_model(model_type), flags.size)
     except ValueError as error:
         parser.error(str(error))
     rows = [row for part in parts for row in records.read_chosen(part, seed=0)]
@@ -56,22 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     loading.quiet_libraries()
     distributed.set_threads()
-    opened = assistant.open_run(
-        flags.lora_dir,
-        model_type=flags.model_type,
-        base=flags.model_name_or_path or sized,
-        template=flags.template,
-        precision=flags.precision,
-        quantization_bit=flags.quantization_bit,
-        revision=flags.revision,
-        trust_remote_code=flags.trust_remote_code,
-    )
+    opened = assistant.open_run(flags.lora_dir, **cli.loading_wishes(flags))
     settings = cli.greedy_settings(flags.max_new_tokens)
     questions = [without_answer(row.record) for row in rows]
     answers = {}
-    if flags.compare_base:
-        answers["base"] = opened.base_answers(questions, settings, batch_size=flags.batch_size)
-    answers["adapter"] = opened.answers(questions, settings, batch_size=flags.batch_size)
+    for name, adapter in (("base", assistant.BASE), ("adapter", None))[not flags.compare_base :]:
+        found = opened.answers(questions, settings, adapter=adapter, batch_size=flags.batch_size)
+        answers[name] = [answer.text for answer in found]
 
     show(rows[: flags.show], answers)
     report(rows, answers)

@@ -5,6 +5,7 @@
     python3 generate.py --data alpaca-belle-cot --model_type llama        # finds the run that was trained so
     python3 generate.py --lora_dir my_run --prompts_file questions.json   # records, or one instruction a line (.txt)
     python3 generate.py --lora_dir my_run                                 # a loop; an empty line or Ctrl-D ends it
+    python3 generate.py --lora_dir my_run other_run --compare             # the base and both, side by side
 
 The run's directory says base, template and where an answer ends. Only new tokens are printed.
 """
@@ -12,21 +13,24 @@ The run's directory says base, template and where an answer ends. Only new token
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils import catalog, cli, runinfo
+from utils import catalog, cli, questions
 from utils.models import DEFAULT_MODEL, SIZED_MODEL, checkpoint_of, get_model
-from utils.readers import read_rows
-from utils.templates import to_messages, without_answer
+from utils.templates import to_messages
+
+if TYPE_CHECKING:
+    from utils.assistant import Assistant
 
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("run").add_argument
-    add("--lora_dir", type=Path, help="a directory that uniform_finetune.py wrote")
+    cli.add_lora_flag(add, required=False, several=True)
     add("--data", nargs="+", metavar="D", help="find the run that was trained on this data (default: the family's)")
+    add("--compare", action="store_true", help="the base's answer, too, and each adapter's, side by side")
     add = parser.add_argument_group("questions").add_argument
     add("--instruction", help="one question; without it and --prompts_file, a prompt loop")
     add("--input", default="", help="what the instruction is about, if it needs that")
@@ -48,74 +52,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--instruction and --prompts_file are two sources of questions: give one")
     if flags.input and flags.instruction is None:
         parser.error("--input belongs to an --instruction")
+    model_type = flags.model_type or (SIZED_MODEL if flags.size else DEFAULT_MODEL)
     try:
-        run = runinfo.read(flags.lora_dir) if flags.lora_dir else None
-        model_type = flags.model_type or (run.model_type if run else SIZED_MODEL if flags.size else DEFAULT_MODEL)
-        sized = checkpoint_of(model_type, get_model(model_type), flags.size) if flags.size else None
         data = flags.data or [get_model(model_type).training.data]
         catalog.parse_mixture(data)
+        sized = (
+            checkpoint_of(model_type, get_model(model_type), flags.size) if flags.size and not flags.lora_dir else None
+        )
     except ValueError as error:
         parser.error(str(error))
-    checkpoint = flags.model_name_or_path or sized
-    questions = read_questions(flags.instruction, flags.input, flags.prompts_file)
+    asked = questions.given(flags.instruction, flags.input, flags.prompts_file)
 
     from utils import assistant, distributed, identity, loading
+    from utils.sampling import row_seeds
 
     loading.quiet_libraries()
     distributed.set_threads()
-    directory = flags.lora_dir or identity.find_run(model_type, data, checkpoint)
-    opened = assistant.open_run(
-        directory,
-        model_type=flags.model_type,
-        base=checkpoint,
-        template=flags.template,
-        precision=flags.precision,
-        quantization_bit=flags.quantization_bit,
-        revision=flags.revision,
-        trust_remote_code=flags.trust_remote_code,
-    )
-    print(f"{directory}: {opened.run.model_type} on {' '.join(opened.run.data)}", file=sys.stderr)
+    places = flags.lora_dir or [identity.find_run(model_type, data, flags.model_name_or_path or sized)]
+    opened = assistant.open_run(*places, **cli.loading_wishes(flags))
+    for name, origin in opened.origins.items():
+        print(f"{name}: {origin.description}", file=sys.stderr)
     settings = cli.generation_settings(flags)
-    distributed.seed(flags.seed)
-    for number, record in enumerate(questions):
+    for number, record in enumerate(asked):
         if flags.prompts_file:
             print(f"{chr(10) if number else ''}### {to_messages(record)[-1]['content']}")
+        (seed,) = row_seeds(flags.seed, 1, first=number)
         try:
-            for piece in opened.stream(record, settings):
-                print(piece, end="", flush=True)
+            answer = compare if flags.compare else show
+            answer(opened, record, settings, seed=seed, stop=flags.stop)
         except ValueError as error:
-            if isinstance(questions, list):
+            if isinstance(asked, list):
                 raise
             print(f"error: {error}", file=sys.stderr, flush=True)  # in the loop, the next question may fit
         print(flush=True)
     return 0
 
 
-def read_questions(
-    instruction: str | None, text: str, file: Path | None
-) -> Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]:
-    """The questions as records; a loop asks for them one at a time."""
-    if instruction is not None:
-        return [{"instruction": instruction, "input": text}]
-    if file is None:
-        return ask()
-    if file.suffix == ".txt":
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        return [{"instruction": line, "input": ""} for line in lines if line.strip()]
-    return [without_answer(row.record) for row in read_rows(file, answered=False)]
+def show(opened: Assistant, record: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> None:
+    """Prints the first adapter's answer as it comes."""
+    for piece in opened.stream(record, settings, **options):
+        print(piece, end="", flush=True)
 
 
-def ask() -> Iterator[Mapping[str, Any]]:
-    """Questions typed on the terminal (or piped in, one a line) until an empty line or the end of input."""
-    prompt = "instruction> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            line = input(prompt).strip()
-        except EOFError:
-            return
-        if not line:
-            return
-        yield {"instruction": line, "input": ""}
+def compare(opened: Assistant, record: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> None:
+    """Prints the answers of the base and of every adapter to the same prompt, with the same seed, side by side."""
+    from utils import side_by_side
+    from utils.assistant import BASE
+
+    answers = {
+        name: "".join(opened.stream(record, settings, adapter=name, **options)) for name in (BASE, *opened.names)
+    }
+    print(side_by_side.table(answers))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ SCRIPTS = {
     "generate": 130,
     "evaluate": 150,
     "merge": 110,
+    "predict": 150,
     "prepare_data": 170,
 }
 HARD_LINES, HARD_FUNCTION = 400, 60

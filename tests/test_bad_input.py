@@ -205,7 +205,7 @@ def test_evaluate_takes_dialogues(finished: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lora_dir", "none"], "none holds no run.json: it is not a run of uniform_finetune.py"),
+        (["--lora_dir", "none"], "there is no directory none"),
         (["--input", "x"], "--input belongs to an --instruction"),
         (["--instruction", "a", "--prompts_file", "b"], "two sources of questions: give one"),
         (["--data", "bele"], "unknown dataset 'bele'"),

@@ -127,7 +127,7 @@ def test_the_names_of_the_original_project_lead_to_its_files() -> None:
 
 def test_what_we_ship_is_here_and_is_what_the_row_says() -> None:
     ours = {key: spec for key, spec in read_catalog().items() if spec.status == "ours"}
-    assert set(ours) == {"cot_sample", "answer_sample", "cot_sample_test"}
+    assert set(ours) == {"cot_sample", "answer_sample", "cot_sample_test", "for_dict_data"}
     for spec in ours.values():
         content = (DATA_DIR / spec.path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == spec.sha256

@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 import evaluate
 import generate
 import merge
+import predict
 import prepare_data
 import uniform_finetune
 from utils import catalog, collection
@@ -24,6 +25,7 @@ PARSERS = {
     "generate.py": generate.make_parser,
     "evaluate.py": evaluate.make_parser,
     "merge.py": merge.make_parser,
+    "predict.py": predict.make_parser,
     "prepare_data.py": prepare_data.make_parser,
 }
 DOCUMENTS = sorted(

@@ -16,8 +16,7 @@ from conftest import RECORDS, finetune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import generate
-from utils import dataset, formats, hygiene, records, store
+from utils import dataset, formats, hygiene, questions, records, store
 from utils.catalog import parse_mixture
 from utils.formats import BadRow, faults, opening
 from utils.templates import TEMPLATES
@@ -464,7 +463,7 @@ def test_the_script_refuses_or_counts(llama_base: Path, tmp_path: Path, capsys: 
 def test_questions_to_answer_are_never_dropped(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", b'{"instruction": "a"}\n{"instruction": 5}')
     with pytest.raises(BadRow, match="line 2: 'instruction' must be text, found a number$"):
-        generate.read_questions(None, "", path)
+        questions.given(None, "", path)
     (part,) = parse_mixture([str(path)])
     with pytest.raises(BadRow, match="line 1: 'output' is missing"):
         list(records.read_chosen(part, seed=0))

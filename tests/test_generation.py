@@ -1,29 +1,35 @@
 import io
-import json
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RECORDS, TINY_BASE
-from sentencepiece_models import SAYINGS, train
+from tiny_families import CASES, make_family
 
 import generate
 from utils import generation
 from utils.encode import encode_prompt
+from utils.generation import Answer
 from utils.loading import choose
 from utils.models import get_model
-from utils.slow_tokenizers import SLOW_TOKENIZERS
+from utils.stopping import Ends
 from utils.templates import TEMPLATES
 
 GREEDY = {"do_sample": False, "num_beams": 1, "max_new_tokens": 24}
-CODE = "def f(x):\n    if x:\n\t\treturn  x\n\n  # 你好，世界 龘\n      🌏👩‍👩‍👧\n é\n  "
+PENALISED = {**GREEDY, "repetition_penalty": 1.8, "no_repeat_ngram_size": 3}
+SAMPLED = {**PENALISED, "do_sample": True, "top_p": 0.9, "temperature": 2.0, "top_k": 40}
+EOS = Ends(ids=[2])
 
 
 @pytest.fixture(scope="module")
-def base(tokenizer: Any) -> Any:
+def base() -> Any:
     return choose(str(TINY_BASE), get_model("tiny")).load().eval()
+
+
+@pytest.fixture(scope="module")
+def random_base(llama_base: Path) -> Any:
+    """It says anything, and rarely that it has ended."""
+    return choose(str(llama_base), get_model("llama")).load().eval()
 
 
 @pytest.fixture(scope="module")
@@ -31,49 +37,136 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     return [encode_prompt(record, TEMPLATES["alpaca"], tokenizer) for record in RECORDS]
 
 
-def test_batched_equals_one_by_one_and_streamed(base: Any, tokenizer: Any, prompts: Any) -> None:
-    batched = generation.generate(base, tokenizer, prompts, stop_ids=[2], settings=GREEDY, batch_size=3)
-    single = [generation.generate(base, tokenizer, [ids], stop_ids=[2], settings=GREEDY)[0] for ids in prompts]
-    streamed = ["".join(generation.stream(base, tokenizer, ids, stop_ids=[2], settings=GREEDY)) for ids in prompts]
-    assert batched == single == streamed
-    assert any(batched)
+def streamed(model: Any, tokenizer: Any, prompt: list[int], **options: Any) -> Answer:
+    """The answer that a stream returns, which is the text that it gave."""
+    returned: list[Answer] = []
+
+    def whole() -> Any:
+        returned.append((yield from generation.stream(model, tokenizer, prompt, **options)))
+
+    assert "".join(whole()) == returned[0].text
+    return returned[0]
+
+
+@pytest.mark.parametrize("settings", [GREEDY, PENALISED, SAMPLED], ids=["greedy", "penalised", "sampled"])
+@pytest.mark.parametrize("texts", [(), ("e", "\N{EARTH GLOBE ASIA-AUSTRALIA}")], ids=["EOS", "texts"])
+def test_a_rows_answer_is_its_own(
+    settings: Any, texts: Any, base: Any, random_base: Any, tokenizer: Any, prompts: Any
+) -> None:
+    """Whatever is beside it, whether it is streamed, and although rows leave the batch when they have ended."""
+    for model in (base, random_base):
+        ends, seeds = Ends(ids=[2, 300, 301, 302, 303, 304], texts=texts), list(range(len(prompts)))
+        options: dict[str, Any] = {"ends": ends, "settings": settings}
+        together = generation.generate(model, tokenizer, prompts, seeds=seeds, batch_size=5, **options)
+        alone = [
+            generation.generate(model, tokenizer, [ids], seeds=[seed], **options)[0]
+            for ids, seed in zip(prompts, seeds, strict=True)
+        ]
+        shown = [streamed(model, tokenizer, ids, seed=s, **options) for ids, s in zip(prompts, seeds, strict=True)]
+        assert together == alone == shown
+        assert any(answer.text for answer in together)
+    assert all(1 <= answer.new_tokens <= 24 for answer in together)
+
+
+@pytest.mark.parametrize(("name", "number"), CASES, ids=lambda value: str(value))
+def test_every_family_answers_in_a_batch_as_alone(name: str, number: int, tmp_path: Path) -> None:
+    """Prefix attention, ALiBi, shared heads, two-dimensional positions: left padding and leaving rows change nothing."""
+    chosen = choose(str(make_family(name, tmp_path / "模型", number)), get_model(name), precision="fp32")
+    model, tokenizer = chosen.load().eval(), chosen.tokenizer()
+    template = TEMPLATES[get_model(name).template]
+    asked = [encode_prompt(record, template, tokenizer) for record in RECORDS[:5]]
+    settings = {**GREEDY, "max_new_tokens": 8}
+    probe = generation.generate(model, tokenizer, asked[:2], ends=Ends(ids=[-1]), settings=settings)
+    assert [answer.new_tokens for answer in probe] == [8, 8]
+    # Ids that some of the rows say early, so that they leave the others.
+    likely = tokenizer(probe[0].text, add_special_tokens=False)["input_ids"][:1]
+    options: dict[str, Any] = {"ends": Ends(ids=likely or [2]), "settings": settings}
+    together = generation.generate(model, tokenizer, asked, **options)
+    assert together == [generation.generate(model, tokenizer, [ids], **options)[0] for ids in asked]
+
+
+def test_padding_is_no_token_that_was_said(random_base: Any, tokenizer: Any, prompts: Any) -> None:
+    """A penalty on repetitions would fall on the padding of shorter rows; where that is EOS, they would go on longer."""
+    likely = generation.generate(random_base, tokenizer, prompts[:1], ends=EOS, settings=GREEDY)[0]
+    ids = tokenizer(likely.text, add_special_tokens=False)["input_ids"]
+    kept, tokenizer.pad_token_id = tokenizer.pad_token_id, ids[0]
+    try:
+        long = [*prompts[0], *prompts[1]]
+        options: dict[str, Any] = {"ends": EOS, "settings": PENALISED}
+        beside = generation.generate(random_base, tokenizer, [prompts[0], long], **options)[0]
+        assert beside == generation.generate(random_base, tokenizer, [prompts[0]], **options)[0]
+    finally:
+        tokenizer.pad_token_id = kept
 
 
 def test_only_new_tokens_come_back_and_stop_is_by_id(base: Any, tokenizer: Any, prompts: Any) -> None:
     six = {**GREEDY, "max_new_tokens": 6}
-    answers = generation.generate(base, tokenizer, prompts, stop_ids=[2], settings=six)
+    answers = [answer.text for answer in generation.generate(base, tokenizer, prompts, ends=EOS, settings=six)]
     encoded = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
     which = max(range(len(answers)), key=lambda i: len(encoded[i]))
     assert "### Response" not in answers[which]
     ids = encoded[which]
-    (cut,) = generation.generate(base, tokenizer, [prompts[which]], stop_ids=[2, ids[1]], settings=GREEDY)
-    assert cut == tokenizer.decode(ids[: ids.index(ids[1])])
+    (short,) = generation.generate(base, tokenizer, [prompts[which]], ends=EOS, settings={**six, "max_new_tokens": 1})
+    assert (short.finish_reason, short.new_tokens) == ("length", 1)
+    ends = Ends(ids=[2, ids[1]])
+    (cut,) = generation.generate(base, tokenizer, [prompts[which]], ends=ends, settings=GREEDY)
+    assert cut.text == tokenizer.decode(ids[: ids.index(ids[1])])
+    assert (cut.finish_reason, cut.prompt_tokens) == ("stop", len(prompts[which]))
 
 
-def test_progress_is_told(base: Any, tokenizer: Any, prompts: Any) -> None:
+def test_a_text_that_ends_an_answer_is_not_shown_in_part(random_base: Any, tokenizer: Any, prompts: Any) -> None:
+    whole = streamed(random_base, tokenizer, prompts[0], ends=EOS, settings=GREEDY).text
+    for start in range(1, len(whole) - 2):
+        text = whole[start : start + 3]
+        ends = Ends(ids=[2], texts=(text,))
+        answer = streamed(random_base, tokenizer, prompts[0], ends=ends, settings=GREEDY)
+        assert answer.text == whole[: whole.index(text)]
+        assert answer.finish_reason == "stop"
+        assert generation.generate(random_base, tokenizer, [prompts[0]], ends=ends, settings=GREEDY) == [answer]
+
+
+def test_progress_is_told_and_the_longest_come_first(base: Any, tokenizer: Any, prompts: Any) -> None:
     done: list[int] = []
-    generation.generate(base, tokenizer, prompts[:5], stop_ids=[2], settings=GREEDY, batch_size=2, on_batch=done.append)
+    generation.generate(base, tokenizer, prompts[:5], ends=EOS, settings=GREEDY, batch_size=2, on_batch=done.append)
     assert done == [2, 4, 5]
+    lengths = [3, 9, 5, 9, 1, 5]
+    assert list(generation.batches(lengths, 2, GREEDY, None)) == [[1, 3], [2, 5], [0, 4]]
+
+
+def test_a_batch_has_no_more_positions_than_there_is_room_for() -> None:
+    lengths, settings = [10, 20, 30, 40], {"max_new_tokens": 10}
+    for room in (1, 50, 90, 100, 1000):
+        found = list(generation.batches(lengths, 32, settings, room))
+        assert sorted(row for batch in found for row in batch) == [0, 1, 2, 3]
+        for batch in found:
+            longest = max(lengths[row] for row in batch)
+            assert len(batch) == 1 or len(batch) * (longest + 10) <= room
 
 
 def test_no_prompts_no_answers(base: Any, tokenizer: Any) -> None:
-    assert generation.generate(base, tokenizer, [], stop_ids=[2], settings=GREEDY) == []
+    assert generation.generate(base, tokenizer, [], ends=EOS, settings=GREEDY) == []
 
 
-def test_beams_are_one_piece(base: Any, tokenizer: Any, prompts: Any) -> None:
-    pieces = list(generation.stream(base, tokenizer, prompts[0], stop_ids=[2], settings={**GREEDY, "num_beams": 2}))
+def test_beams_are_one_piece_and_the_same_in_a_batch(random_base: Any, tokenizer: Any, prompts: Any) -> None:
+    beams = {**GREEDY, "num_beams": 2, "max_new_tokens": 6}
+    together = generation.generate(random_base, tokenizer, prompts[:3], ends=EOS, settings=beams)
+    assert together == [streamed(random_base, tokenizer, ids, ends=EOS, settings=beams) for ids in prompts[:3]]
+    pieces = list(generation.stream(random_base, tokenizer, prompts[0], ends=EOS, settings=beams))
     assert len(pieces) == 1
 
 
-def test_sampling_follows_the_seed(base: Any, tokenizer: Any, prompts: Any) -> None:
-    import torch
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_sample_follows_its_rows_seed_alone(num_beams: int, random_base: Any, tokenizer: Any, prompts: Any) -> None:
+    settings = {**SAMPLED, "num_beams": num_beams, "max_new_tokens": 8}
 
-    settings = {"do_sample": True, "top_p": 0.9, "temperature": 3.0, "top_k": 40, "max_new_tokens": 16}
-    outputs = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        outputs.append(generation.generate(base, tokenizer, prompts[:2], stop_ids=[2], settings=settings))
-    assert outputs[0] == outputs[1] != outputs[2]
+    def said(rows: list[int], seeds: list[int]) -> list[str]:
+        asked = [prompts[row] for row in rows]
+        found = generation.generate(random_base, tokenizer, asked, ends=EOS, settings=settings, seeds=seeds)
+        return [answer.text for answer in found]
+
+    first = said([0, 1], [1, 1])
+    assert said([1, 0], [1, 1]) == first[::-1]
+    assert said([0], [1]) == first[:1] != said([0], [2])
 
 
 @pytest.mark.parametrize("decode", [generation.generate, generation.stream])
@@ -82,7 +175,7 @@ def test_a_prompt_that_does_not_fit_is_refused(decode: Any, base: Any, tokenizer
     with pytest.raises(
         ValueError, match="the prompt has 500 tokens; with --max_new_tokens 24 .*context of 512: shorten"
     ):
-        list(decode(base, tokenizer, prompt, stop_ids=[2], settings=GREEDY))
+        list(decode(base, tokenizer, prompt, ends=EOS, settings=GREEDY))
 
 
 def test_a_family_without_position_limit(bloom_base: Path) -> None:
@@ -91,148 +184,22 @@ def test_a_family_without_position_limit(bloom_base: Path) -> None:
 
 def test_an_error_while_streaming_reaches_the_reader(base: Any, tokenizer: Any, prompts: Any) -> None:
     with pytest.raises(ValueError, match="no_such_setting"):
-        list(generation.stream(base, tokenizer, prompts[0], stop_ids=[2], settings={**GREEDY, "no_such_setting": 1}))
+        list(generation.stream(base, tokenizer, prompts[0], ends=EOS, settings={**GREEDY, "no_such_setting": 1}))
 
 
-@pytest.fixture(scope="module")
-def speaker() -> Any:
-    """A random Llama with room for every vocabulary here; it says what it is told to (`saying`)."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=32_000, max_position_embeddings=2048, **shape)).eval()
-
-
-def words() -> Any:
-    """Whole words, which are joined by blanks; transformers would clean those up before a mark."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import WordPiece
-    from transformers import PreTrainedTokenizerFast
-
-    named = ["<pad>", "<unk>", "</s>", *"abcdef.,!你🌏", "n't", "'s"]
-    made: Any = Tokenizer(WordPiece({name: i for i, name in enumerate(named)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.decoder = decoders.WordPiece(cleanup=False)
-    roles = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=True, **roles)
-
-
-@pytest.fixture(scope="module", params=["bytes", "exact", "rust", "one blank fewer", "words", "real"])
-def spoken(request: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tokenizer of each kind: they differ in what they think the beginning of a text, and in broken bytes."""
-    if request.param in ("bytes", "words"):
-        return tokenizer if request.param == "bytes" else words()
-    folder = tmp_path_factory.mktemp("spoken")
-    if request.param == "real":
-        checkpoints = request.getfixturevalue("real_data") / "checkpoints"
-        (folder / "tokenizer.model").write_bytes((checkpoints / "llama.tokenizer.model").read_bytes())
-    else:
-        train(folder / "tokenizer.model", add_dummy_prefix=request.param != "one blank fewer")
-    row = SLOW_TOKENIZERS["llama"]
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    made = (row.exact if request.param == "exact" else row).from_pretrained(folder)
-    assert made.is_fast == (request.param != "exact")
-    made.pad_token = "<unk>"
-    return made
-
-
-def saying(ids: Sequence[int], end: int = 2) -> dict[str, Any]:
-    """Settings with which a model that is asked `[5, 6]` says `ids`."""
-    script = [*ids, end]
-    return {
-        **GREEDY,
-        "max_new_tokens": len(script),
-        "prefix_allowed_tokens_fn": lambda _, so_far: [script[min(len(so_far) - 2, len(script) - 1)]],
-    }
-
-
-def said(model: Any, tokenizer: Any, ids: Sequence[int], *, stop_ids: Sequence[int] = (2,)) -> tuple[str, list[str]]:
-    """The answer `ids` as `generate` gives it, and streamed."""
-    settings = saying(ids)
-    (whole,) = generation.generate(model, tokenizer, [[5, 6]], stop_ids=stop_ids, settings=settings)
-    return whole, list(generation.stream(model, tokenizer, [5, 6], stop_ids=stop_ids, settings=settings))
-
-
-@pytest.mark.parametrize("text", [CODE, CODE[::-1], *SAYINGS], ids=repr)
-def test_a_streamed_text_is_the_text(text: str, speaker: Any, spoken: Any) -> None:
-    ids = spoken(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    whole, pieces = said(speaker, spoken, ids)
-    assert "".join(pieces) == whole
-    assert "" not in pieces
-    if len(spoken) > 100:  # the few whole words are not all that is written here
-        assert whole == text, "nothing is lost, at no line's beginning"
-        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces), "characters come whole"
-        assert len(pieces) >= min(len(text.split()), 5), "piece by piece"
-
-
-def test_streamed_ids_that_are_no_text_are_what_generate_makes_of_them(speaker: Any, spoken: Any) -> None:
-    """Broken characters, control tokens between bytes, blanks at any place."""
-    draw = random.Random(3)
-    size = len(spoken)
-    bytes_of = [i for i in range(size) if spoken.convert_ids_to_tokens(i)[:3] == "<0x"] or list(range(size))
-    for few in (range(size), bytes_of, [*bytes_of[-80:], 0, 1], [0, 1, 3, 4, *range(min(260, size - 9), size)]):
-        ids = [i for i in draw.choices(few, k=50) if i != 2]
-        whole, pieces = said(speaker, spoken, ids)
-        assert "".join(pieces) == whole
-
-
-@pytest.mark.parametrize("between", [[], [1], [1, 1]], ids=["", "BOS", "BOS twice"])
-def test_characters_that_break_off_are_what_generate_makes_of_them(
-    between: list[int], speaker: Any, spoken: Any
-) -> None:
-    """What is wrong with a byte may show in the characters before it."""
-    name = "<0x{:02X}>" if "<0x00>" in spoken.get_vocab() else None
-    start = spoken("ok ", add_special_tokens=False)["input_ids"]
-    for text in ("🌏", "é你", "\n🌏"):
-        if name:
-            ids = [spoken.convert_tokens_to_ids(name.format(byte)) for byte in text.encode()]
-        else:
-            ids = spoken(text, add_special_tokens=False)["input_ids"]
-        for cut in range(len(ids)):
-            for answer in ([*ids, *between, *ids[:cut]], [*ids, *between, *ids[:cut], *between, *start]):
-                whole, pieces = said(speaker, spoken, [*start, *answer])
-                assert "".join(pieces) == whole
-
-
-def test_blanks_before_a_mark_stay(speaker: Any) -> None:
-    ids = words()("a , b n't c . 🌏 !", add_special_tokens=False)["input_ids"]
-    whole, pieces = said(speaker, words(), ids)
-    assert "".join(pieces) == whole == "a , b n't c . 🌏 !"
-
-
-def test_a_stop_that_is_a_word_is_not_shown(speaker: Any, spoken: Any) -> None:
-    ids = spoken("a b c", add_special_tokens=False)["input_ids"]
-    whole, pieces = said(speaker, spoken, [*ids, *ids], stop_ids=[2, ids[-1]])
-    assert "".join(pieces) == whole == spoken.decode(ids[:-1])
-
-
-def test_of_a_long_answer_only_the_end_is_decoded_again(
-    speaker: Any, spoken: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = spoken("a b c\n" * 60, add_special_tokens=False)["input_ids"]
-    decode, lengths = spoken.decode, []
-
-    def spy(some: Sequence[int], **options: Any) -> str:
-        lengths.append(len(some))
-        return decode(some, **options)
-
-    monkeypatch.setattr(spoken, "decode", spy)
-    assert "".join(generation.stream(speaker, spoken, [5, 6], stop_ids=[2], settings=saying(ids)))
-    assert len(ids) > 150
-    assert max(lengths) < 12
-
-
-def test_what_fails_while_decoding_reaches_the_reader(
-    speaker: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any, **__: Any) -> str:
-        raise ValueError("no such id")
-
-    monkeypatch.setattr(tokenizer, "decode", broken)
-    with pytest.raises(ValueError, match="no such id"):
-        list(generation.stream(speaker, tokenizer, [5, 6], stop_ids=[2], settings=saying([300])))
+def test_who_stops_reading_stops_the_decoding(random_base: Any, tokenizer: Any, prompts: Any) -> None:
+    steps: list[int] = []
+    long = {**GREEDY, "max_new_tokens": 400}
+    hook = random_base.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        stream = generation.stream(random_base, tokenizer, prompts[0], ends=EOS, settings=long)
+        next(stream)
+        stream.close()
+        seen = len(steps)
+        assert seen < 200
+    finally:
+        hook.remove()
+    assert len(steps) == seen, "nothing is decoded any more"
 
 
 def test_a_question_that_does_not_fit_does_not_end_the_loop(

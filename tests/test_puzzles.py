@@ -53,7 +53,7 @@ def test_the_bundled_sample_is_what_its_script_makes(tmp_path: Any) -> None:
 
     module = runpy.run_path(str(SAMPLE / "make_sample.py"))
     assert module["main"](["--out", str(tmp_path)]) == 0
-    for name in ("cot_sample", "answer_sample", "cot_sample_test"):
+    for name in ("cot_sample", "answer_sample", "cot_sample_test", "for_dict_data"):
         assert (tmp_path / f"{name}.json").read_bytes() == (SAMPLE / f"{name}.json").read_bytes()
 
 
@@ -62,5 +62,7 @@ def test_no_question_is_shared_and_both_versions_ask_the_same() -> None:
     assert [r["instruction"] for r in cot] == [r["instruction"] for r in answers]
     assert all("→" in r["output"] for r in cot)
     assert not any("→" in r["output"] for r in answers)
+    to_predict = read("for_dict_data")
+    assert to_predict == [{"instruction": r["instruction"], "input": ""} for r in test[: len(to_predict)]]
     questions = [r["instruction"] for r in cot + test]
     assert len(set(questions)) == len(questions) == 4200

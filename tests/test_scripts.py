@@ -72,7 +72,7 @@ def test_generate_finds_the_run_by_data_and_family(
     shutil.copytree(finished, tmp_path / "saved_models" / "x")
     data = runinfo.read(finished).data[0]
     assert generate.main(["--data", data, "--model_type", "llama", "--max_new_tokens", "3", "--instruction", "Hi"]) == 0
-    assert "saved_models/x: llama on " in capsys.readouterr().err
+    assert "x: llama on " in capsys.readouterr().err
 
 
 def test_generate_answers_a_file_of_questions(
@@ -133,24 +133,23 @@ def test_evaluate_reads_answers_and_compares_with_the_base(
 def test_evaluate_looks_a_size_up_as_generate_does(
     finished: Path, records_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from utils import assistant
+    from utils import loading
 
     records_file.write_text('[{"instruction": "几？👋", "output": "答案是3。"}]', encoding="utf-8")
     common = ["--lora_dir", str(finished), "--data", str(records_file)]
-    with pytest.raises(SystemExit) as exit_:
-        evaluate.main([*common, "--size", "banana"])
-    assert exit_.value.code == 2
+    assert evaluate.main([*common, "--size", "banana"]) == 1
     assert "unknown size 'banana' in --size of --model_type llama" in capsys.readouterr().err
     bases = []
 
-    def stop(_: Path, *, base: str | None, **__: Any) -> None:
+    def stop(base: str, *_: Any, **__: Any) -> None:
         bases.append(base)
         raise ValueError("far enough")
 
-    monkeypatch.setattr(assistant, "open_run", stop)
+    monkeypatch.setattr(loading, "choose", stop)
     for more in ([], ["--size", "13b"], ["--size", "13b", "--model_name_or_path", "mine"]):
         assert evaluate.main([*common, *more]) == 1
-    assert bases == [None, "huggyllama/llama-13b", "mine"]
+    here = runinfo.read(finished).base
+    assert bases == [here, here, "mine"], "a size is for a base that has no place here"
 
 
 def losses(run: Path) -> list[float]:
@@ -340,22 +339,23 @@ def test_prompts_of_other_lengths_do_not_share_a_batch_behind_virtual_tokens(
 ) -> None:
     from utils import adapters, generation
     from utils.assistant import open_run
+    from utils.generation import Answer
 
     opened = open_run(finished)
     seen: list[set[int]] = []
 
-    def echo(model: Any, tokenizer: Any, prompts: Any, *, on_batch: Any, **_: Any) -> list[str]:
+    def echo(model: Any, tokenizer: Any, prompts: Any, *, on_batch: Any, **_: Any) -> list[Answer]:
         seen.append({len(prompt) for prompt in prompts})
         on_batch(len(prompts))
-        return [str(len(prompt)) for prompt in prompts]
+        return [Answer(text="", finish_reason="stop", prompt_tokens=len(ids), new_tokens=1) for ids in prompts]
 
     monkeypatch.setattr(generation, "generate", echo)
     records = [{"instruction": text, "input": ""} for text in ("你好 👋", "a", "b", "", "a much longer question")]
-    lengths = [str(len(opened.prompt_ids(record))) for record in records]
+    lengths = [len(opened.prompt_ids(record)) for record in records]
     for virtual in (0, 20):
         monkeypatch.setattr(adapters, "virtual_tokens", lambda model, virtual=virtual: virtual)
         done: list[int] = []
-        assert opened.answers(records, {}, on_batch=done.append) == lengths
+        assert [each.prompt_tokens for each in opened.answers(records, {}, on_batch=done.append)] == lengths
         assert done[-1] == len(records)
     assert len(seen[0]) > 1
     assert [len(group) for group in seen[1:]] == [1] * len(set(lengths))

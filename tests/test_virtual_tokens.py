@@ -15,10 +15,12 @@ from tiny_families import CASES, make_family
 
 from utils import generation
 from utils.adapters import attach, count_parameters, load_adapter, virtual_tokens
+from utils.generation import Answer
 from utils.loading import choose
 from utils.methods import METHODS
 from utils.methods import choose as choose_method
 from utils.models import get_model
+from utils.stopping import Ends
 from utils.target_loss import HeadAtTargets
 
 VIRTUAL = [name for name, row in METHODS.items() if "num_virtual_tokens" in row.options]
@@ -96,12 +98,13 @@ def test_an_answer_may_fill_what_virtual_tokens_leave_and_no_more(method: str, t
     room = 80 - 20 - len(prompt)
     settings = {"do_sample": False, "max_new_tokens": room, "prefix_allowed_tokens_fn": lambda *_: [said]}
     for decode, asked in ((generation.generate, [prompt]), (generation.stream, prompt)):
-        answer = "".join(decode(model, tokenizer, asked, stop_ids=[2], settings=settings))
+        found = decode(model, tokenizer, asked, ends=Ends(ids=[2]), settings=settings)
+        answer = "".join(each.text if isinstance(each, Answer) else each for each in found)
         assert answer == tokenizer.decode([said] * room)
         settings["max_new_tokens"] = room + 1
         refused = f"{len(prompt)} tokens and 20 virtual tokens before it; .*{room + 1} .*context of 80: shorten"
         with pytest.raises(ValueError, match=refused):
-            list(decode(model, tokenizer, asked, stop_ids=[2], settings=settings))
+            list(decode(model, tokenizer, asked, ends=Ends(ids=[2]), settings=settings))
         settings["max_new_tokens"] = room
 
 

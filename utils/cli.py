@@ -141,6 +141,25 @@ def add_model_flags(parser: argparse.ArgumentParser, *, model_type: str | None) 
     add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
 
 
+def add_lora_flag(add: Callable[..., Any], *, required: bool, several: bool) -> None:
+    """Which adapter answers; `add` is a parser's or a group's `add_argument`."""
+    more = "; more of them, over the same base, to be chosen from" if several else ""
+    add(
+        "--lora_dir",
+        required=required,
+        nargs="+" if several else None,
+        metavar="DIR",
+        help="a directory that uniform_finetune.py wrote, any adapter of peft's, or one on the hub as "
+        f"OWNER/NAME/FOLDER{more}",
+    )
+
+
+def loading_wishes(values: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model_flags` says of how a run is opened, as `utils.identity.identify` takes it."""
+    names = ("model_type", "size", "template", "precision", "quantization_bit", "revision", "trust_remote_code")
+    return {"base": values.model_name_or_path, **{name: getattr(values, name) for name in names}}
+
+
 # The original project's generation parameters, explained; every script that decodes reads this table.
 GENERATION: Mapping[str, tuple[Any, Callable[[str], Any], str]] = MappingProxyType(
     {
@@ -186,7 +205,15 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--greedy", action="store_true", help="the likeliest token at every step, with no sampling, beams or penalties"
     )
-    group.add_argument("--seed", type=int, default=42, help="of the sampling (default: 42)")
+    group.add_argument(
+        "--stop",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="texts that end an answer and are not part of it, beside the model's own end and the template's next "
+        "question",
+    )
+    group.add_argument("--seed", type=int, default=42, help="of the sampling; each row draws by itself (default: 42)")
 
 
 def generation_settings(values: argparse.Namespace) -> dict[str, Any]:

@@ -163,6 +163,21 @@ def encode_prompt(record: Any, template: Template, tokenizer: Tokenizer) -> list
     return _join_alone(render_prompt(record, template, tokenizer), template, tokenizer)[0][0]
 
 
+def cut_prompt(ids: Sequence[int], longest: int, template: Template, tokenizer: Tokenizer) -> list[int]:
+    """A prompt's ids, cut from the left to `longest` as a training row's are with `--truncation prompt`: the
+    tokenizer's prefix and the prompt's end stay.
+
+    Raises:
+        ValueError: what must stay is longer.
+    """
+    frame = Frame.of(template, tokenizer)
+    head = len(frame.prefix) or int(bool(ids) and ids[0] == tokenizer.bos_token_id)
+    if max(longest - head, 0) < frame.least_context:
+        raise ValueError(f"no room for a prompt: {longest} tokens are left to it; lower --max_new_tokens")
+    excess = max(0, len(ids) - longest)
+    return [*ids[:head], *ids[head + excess :]]
+
+
 def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids that end an answer: EOS, and what the template writes where an answer ends."""
     probe = {"instruction": "a", "input": "", "output": "b"}

@@ -1,24 +1,50 @@
-"""Decoding: prompts as ids in, new tokens out.
+"""Decoding: prompts as ids in, answers out; many at a time, or one as it comes.
 
-Knows: batches, streaming and where an answer ends. Does not know records, templates or flags; a prompt comes as ids
-from `utils.encode.encode_prompt`, and the answer is cut by index, never by splitting text.
+Knows: batches, and what transformers' `generate` is asked for. Does not know records, templates or flags: a prompt
+comes as ids from `utils.encode.encode_prompt`, and where an answer ends from `utils.stopping`. The answer is cut by
+index, never by splitting text.
+
+A row's answer is its own: what is beside it in a batch, how the batch is padded, and in which order rows are decoded do
+not change it, but for the rounding of sums.
 """
 
 from __future__ import annotations
 
 import queue
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
+from utils import kv_cache, sampling
 from utils.adapters import context_length, virtual_tokens
+from utils.stopping import Ends, Halt, HeldBack, decoded
+from utils.streaming import Streamer
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""The name of a byte piece in SentencePiece's vocabularies."""
+SEED = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said to one prompt."""
+
+    text: str
+    """Without control tokens and without what ended it."""
+    finish_reason: Literal["stop", "length"]
+    """`stop`: the model, or a text that was to end the answer, ended it; `length`: `max_new_tokens` did, or whoever
+    read the stream."""
+    prompt_tokens: int
+    new_tokens: int
+    """Decoded ones, the one that ends the answer included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a prompt has no answer."""
+
+    message: str
 
 
 def check_length(model: Any, ids: Sequence[int], max_new_tokens: int) -> None:
@@ -32,77 +58,93 @@ def check_length(model: Any, ids: Sequence[int], max_new_tokens: int) -> None:
         )
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    stop_ids: Sequence[int],
+    ends: Ends,
     settings: Mapping[str, Any],
+    seeds: Sequence[int] | None = None,
     batch_size: int = 32,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-    """The answer to each prompt, in order, without control tokens.
+    max_tokens_per_batch: int | None = None,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> list[Answer]:
+    """The answer to each prompt, in order.
 
-    Prompts of like length are decoded together, padded on the left; `on_batch` is told how many are done.
+    Prompts of like length are decoded together, padded on the left, the longest first: if memory runs out, it does so
+    at once. Rows that have ended leave the batch.
+
+    Args:
+        settings: parameters of transformers' `generate`, as `utils.cli.generation_settings` gives them.
+        seeds: of each row's sampling; None: `SEED` for each.
+        batch_size: the most rows that are decoded together.
+        max_tokens_per_batch: the most positions, those of the longest answers included; None: no limit.
+        on_batch: is told how many are done.
 
     Raises:
         ValueError: a prompt that does not fit (`check_length`).
     """
     for ids in prompts:
         check_length(model, ids, settings["max_new_tokens"])
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
-        longest = max(len(prompts[i]) for i in members)
-        pad = [[tokenizer.pad_token_id] * (longest - len(prompts[i])) for i in members]
-        input_ids = torch.tensor(
-            [[*fill, *prompts[i]] for fill, i in zip(pad, members, strict=True)], device=model.device
-        )
-        mask = torch.tensor([[0] * len(fill) + [1] * (longest - len(fill)) for fill in pad], device=model.device)
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            use_cache=True,
-            **_ends(tokenizer, stop_ids),
-            **_decoding(settings),
-        )
-        for i, ids in zip(members, output[:, longest:].tolist(), strict=True):
-            answers[i] = _text(tokenizer, _until_stop(ids, stop_ids))
-        on_batch(start + len(members))
-    return answers
+    seeds = [SEED] * len(prompts) if seeds is None else seeds
+    decoder = _Decoder(model, tokenizer, ends, settings)
+    answers: dict[int, Answer] = {}
+    for members in batches([len(ids) for ids in prompts], decoder.rows(batch_size), settings, max_tokens_per_batch):
+        found = decoder.decode([prompts[i] for i in members], [seeds[i] for i in members])
+        answers.update((i, decoder.answer(prompts[i], ids)) for i, ids in zip(members, found, strict=True))
+        on_batch(len(answers))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def batches(
+    lengths: Sequence[int], batch_size: int, settings: Mapping[str, Any], max_tokens: int | None
+) -> Iterator[list[int]]:
+    """Prompts that are decoded together, by number: like lengths, the longest first."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[batch[0]] if batch else lengths[i]
+        positions = (len(batch) + 1) * (longest + settings["max_new_tokens"])
+        if batch and (len(batch) == batch_size or (max_tokens is not None and positions > max_tokens)):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def stream(
-    model: Any, tokenizer: Any, prompt: Sequence[int], *, stop_ids: Sequence[int], settings: Mapping[str, Any]
-) -> Iterator[str]:
-    """The answer to one prompt, piece by piece as it is decoded; together they are what `generate` gives. Beams cannot
-    be streamed: it is one piece then.
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    *,
+    ends: Ends,
+    settings: Mapping[str, Any],
+    seed: int = SEED,
+) -> Generator[str, None, Answer]:
+    """The answer to one prompt, piece by piece as it is decoded; together they are what `generate` gives, which is also
+    what the generator returns. Closing it ends the decoding at the next token. Beams cannot be streamed: it is one
+    piece then.
 
     Raises:
         ValueError: the prompt does not fit (`check_length`).
     """
-    if settings.get("num_beams", 1) > 1:
-        yield from generate(model, tokenizer, [prompt], stop_ids=stop_ids, settings=settings)
-        return
     check_length(model, prompt, settings["max_new_tokens"])
+    decoder = _Decoder(model, tokenizer, ends, settings)
+    if settings.get("num_beams", 1) > 1:
+        (ids,) = decoder.decode([prompt], [seed])
+        answer = decoder.answer(prompt, ids)
+        if answer.text:
+            yield answer.text
+        return answer
     pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    input_ids = torch.tensor([list(prompt)], device=model.device)
+    streamer = Streamer(tokenizer, ends.ids, pieces.put)
+    halt = Halt(tokenizer, ends, len(prompt), pauses=False)
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            with torch.no_grad():
-                model.generate(
-                    input_ids=input_ids,
-                    attention_mask=torch.ones_like(input_ids),
-                    use_cache=True,
-                    streamer=_Streamer(tokenizer, stop_ids, pieces.put),
-                    **_ends(tokenizer, stop_ids),
-                    **_decoding(settings),
-                )
+            decoder.ask([prompt], halt, sampling.chosen_by(settings, [seed])[0], streamer=streamer)
         except BaseException as error:  # it belongs to the reader of the stream, who raises it
             failed.append(error)
         finally:
@@ -110,75 +152,104 @@ def stream(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    yield from iter(pieces.get, None)
-    thread.join()
+    text, held = "", HeldBack(ends)
+    try:
+        for piece in iter(pieces.get, None):
+            for shown in held.add(piece):
+                text += shown
+                yield shown
+    finally:
+        halt.cancelled = True
+        thread.join()
     if failed:
         raise failed[0]
+    for shown in held.rest():
+        text += shown
+        yield shown
+    ended = streamer.stopped or held.ended
+    return Answer(
+        text=text,
+        finish_reason="stop" if ended else "length",
+        prompt_tokens=len(prompt),
+        new_tokens=streamer.count,
+    )
 
 
-class _Streamer:
-    """Ids one by one → the text that no later id changes; transformers' interface of a streamer (`put`, `end`).
+class _Decoder:
+    """A model that decodes batches."""
 
-    A decoder takes a blank from what it thinks the beginning of a text. So ids are decoded behind those that were shown
-    last, never alone, and what is new is shown; what was shown before those is not decoded again.
+    def __init__(self, model: Any, tokenizer: Any, ends: Ends, settings: Mapping[str, Any]) -> None:
+        self._model, self._tokenizer, self._ends, self._settings = model, tokenizer, ends, settings
 
-    Args:
-        show: is called with each piece, none of them empty.
-    """
+    def rows(self, batch_size: int) -> int:
+        """How many rows may be decoded together."""
+        return 1 if sampling.draws_alone(self._settings) else batch_size
 
-    def __init__(self, tokenizer: Any, stop_ids: Sequence[int], show: Callable[[str], object]) -> None:
-        self._tokenizer, self._stop_ids, self._show = tokenizer, stop_ids, show
-        self._shown_ids: list[int] = []
-        self._shown = ""
-        self._new_ids: list[int] = []
-        self._text = ""
-        self._answers = self._stopped = False
+    def answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Answer:
+        """The decoded ids, those that ended the answer included, as an answer."""
+        end = self._ends.end_of(ids)
+        text, cut = self._ends.cut(decoded(self._tokenizer, ids[:end]))
+        return Answer(
+            text=text,
+            finish_reason="length" if end is None and not cut else "stop",
+            prompt_tokens=len(prompt),
+            new_tokens=len(ids),
+        )
 
-    def put(self, value: Any) -> None:
-        """Takes a tensor of ids of any shape: the prompt at the first call, then the answer's."""
-        for token in value.flatten().tolist() if self._answers else []:
-            self._stopped |= token in self._stop_ids
-            if not self._stopped:
-                self._add(token)
-        self._answers = True
+    def decode(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
+        """The new ids of each prompt, up to the one that ended it."""
+        told, draw = sampling.chosen_by(self._settings, seeds)
+        stays = self._settings.get("num_beams", 1) == 1
+        # Virtual tokens stand in a cache that peft makes; beams change places in transformers'.
+        cache = kv_cache.make(self._model) if stays and not virtual_tokens(self._model) else None
+        width = max(map(len, prompts))
+        padding = [width - len(ids) for ids in prompts]
+        texts, rows = [list(ids) for ids in prompts], list(range(len(prompts)))
+        while rows:
+            halt = Halt(self._tokenizer, self._ends, width, stays=stays, pauses=cache is not None)
+            left = self._settings["max_new_tokens"] - (padding[rows[0]] + len(texts[rows[0]]) - width)
+            asked = [texts[row] for row in rows], halt, {**told, "max_new_tokens": left}
+            with sampling.seeded(self._settings, seeds[0]):
+                output = self.ask(*asked, [padding[row] for row in rows], cache).tolist()
+            for row, ids, length in zip(rows, output, halt.lengths or [None] * len(rows), strict=True):
+                texts[row] = ids[padding[row] : length]
+            ended = [length is not None for length in halt.lengths]
+            is_last = cache is None or len(output[0]) == width + self._settings["max_new_tokens"]
+            stay = [] if is_last else [i for i, over in enumerate(ended) if not over]
+            rows = [rows[i] for i in stay]
+            if rows and cache is not None:
+                cache.batch_select_indices(torch.tensor(stay, device=self._model.device))
+                if draw is not None:
+                    draw.keep(stay)
+        return [self._until_end(ids[len(prompt) :]) for ids, prompt in zip(texts, prompts, strict=True)]
 
-    def end(self) -> None:
-        """Shows what was held back."""
-        if piece := self._text[len(self._shown) :]:
-            self._show(piece)
+    @torch.no_grad()
+    def ask(
+        self,
+        texts: Sequence[Sequence[int]],
+        halt: Halt,
+        told: Mapping[str, Any],
+        padding: Sequence[int] = (0,),
+        cache: Any = None,
+        streamer: Streamer | None = None,
+    ) -> torch.Tensor:
+        """transformers' `generate` on ids of any lengths, padded on the left: (rows, positions)."""
+        # With a token that the row has anyway: a penalty on repetitions looks at padding, too.
+        rows = [[*[ids[0]] * count, *ids] for ids, count in zip(texts, padding, strict=True)]
+        masks = [[0] * count + [1] * len(ids) for ids, count in zip(texts, padding, strict=True)]
+        device = self._model.device
+        return self._model.generate(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(masks, device=device),
+            use_cache=True,
+            eos_token_id=list(self._ends.ids),
+            pad_token_id=self._tokenizer.pad_token_id,
+            stopping_criteria=[halt],
+            **({} if cache is None else {"past_key_values": cache}),
+            **({} if streamer is None else {"streamer": streamer}),
+            **told,
+        )
 
-    def _add(self, token: int) -> None:
-        before = self._text
-        self._new_ids.append(token)
-        self._text = _text(self._tokenizer, [*self._shown_ids, *self._new_ids])
-        # A character may lack bytes. Some decoders make a whole run of byte pieces U+FFFD when one of them is wrong: it
-        # is held back until another piece follows, which a control token, that adds no text, is not.
-        if self._text == before or self._text.endswith(_BROKEN) or self._is_byte(token):
-            return
-        self._show(self._text[len(self._shown) :])
-        self._shown_ids, self._new_ids = self._new_ids, []
-        self._shown = self._text = _text(self._tokenizer, self._shown_ids)
-
-    def _is_byte(self, token: int) -> bool:
-        return _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "") is not None
-
-
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    # As training's proof reads an answer: cleaning up would take blanks that the model wrote.
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _ends(tokenizer: Any, stop_ids: Sequence[int]) -> dict[str, Any]:
-    return {"eos_token_id": list(stop_ids), "pad_token_id": tokenizer.pad_token_id}
-
-
-def _decoding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with sampling parameters of the model's own generation_config switched off in greedy decoding."""
-    if settings.get("do_sample"):
-        return dict(settings)
-    return {"temperature": None, "top_p": None, "top_k": None, **settings}
-
-
-def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    return list(ids[:end])
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = self._ends.end_of(ids)
+        return ids if end is None else ids[: end + 1]

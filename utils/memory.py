@@ -29,7 +29,7 @@ LAYERS_WHOLE = 2
 """Layers of a sharded base that are whole at a time: one computes while the next one comes."""
 BYTES = {8: 1.0, 4: 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Of a quantised weight. 4 bits: a scale in 8 bits for 64 weights, and one in 32 bits for 256 of those (Dettmers et al.
-2023, arXiv 2305.14314, section 3); 8 bits have one in 32 bits for each output (`_scales`)."""
+2023, arXiv 2305.14314, section 3); 8 bits have one in 32 bits for each output (`_stored`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +172,7 @@ class MemoryModel:
 
     def _parameters(self) -> tuple[int, int, int]:
         """(bytes of the weights on a device, trained parameters, bytes of the adapter)."""
-        quantised = {id(layer.weight): layer.weight for layer in quantised_layers(self._model)}
-        quantised = quantised if self._bits < 16 else {}
+        quantised = {id(layer.weight) for layer in quantised_layers(self._model)}
         parameters = list(self._model.parameters())
         layers = decoder_layers(self._model)
         of_layers = {id(p) for p in layers.parameters()}
@@ -183,9 +182,7 @@ class MemoryModel:
         for p in parameters:
             if p.requires_grad and not everything:
                 continue
-            size = p.numel() * (4 if p.requires_grad else self._dtype.itemsize)
-            if id(p) in quantised:
-                size = p.numel() * BYTES[self._bits] + (_scales(p) if self._bits == 8 else 0)
+            size = 4.0 * p.numel() if p.requires_grad else _stored(p, self._dtype, self._bits, id(p) in quantised)
             if self._sharded and id(p) in of_layers and p.dim() > 1 and not p.requires_grad:
                 matrices += size
             else:
@@ -197,8 +194,18 @@ class MemoryModel:
         return round(fixed + buffers), trained, 0 if everything else 4 * trained
 
 
-def _scales(weight: nn.Parameter) -> int:
-    return 4 * weight.shape[0]
+def weight_bytes(model: Any, *, precision: Precision, quantization_bit: int) -> int:
+    """Bytes of the weights of an empty `model`, all of them frozen, and of its buffers."""
+    quantised = {id(layer.weight) for layer in quantised_layers(model)}
+    stored = (_stored(p, DTYPES[precision], quantization_bit, id(p) in quantised) for p in model.parameters())
+    return round(sum(stored) + sum(b.numel() * b.itemsize for b in model.buffers()))
+
+
+def _stored(weight: nn.Parameter, dtype: torch.dtype, bits: int, is_quantised: bool) -> float:
+    """Bytes of a frozen weight. 8 bits have a scale of 32 bits for each output."""
+    if not is_quantised or bits == 16:
+        return weight.numel() * dtype.itemsize
+    return weight.numel() * BYTES[bits] + (4 * weight.shape[0] if bits == 8 else 0)
 
 
 def seconds(flops: float, device_flops: float) -> float:

@@ -60,6 +60,12 @@ def atomic(path: Path) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_leftovers(path: Path) -> None:
+    """Deletes what processes that were killed in `atomic(path)` have left; for one that writes there alone."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        left.unlink()
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """An empty directory that takes the place of `path` where the block ends well, and is gone where it does not. Where

@@ -137,6 +137,15 @@ def render_prompt(record: Record, template: Template, tokenizer: ChatTokenizer) 
     return [Segment(text=_render_instruction(record, template))]
 
 
+def turn_marks(template: Template) -> tuple[str, ...]:
+    """Texts with which the template opens the next question. A model that writes one where it should end its answer
+    goes on as the user: what follows is not the answer. A chat template's marks are control tokens
+    (`encode.stop_ids`)."""
+    again = (template.dialogue_between + template.dialogue_user).partition("{")[0]
+    paragraph = template.without_input.partition("{instruction}")[0].rpartition("\n\n")
+    return tuple(mark for mark in (again, paragraph[1] + paragraph[2]) if mark.strip())
+
+
 def without_answer(record: Record) -> Record:
     """The record as a question: without its output, or without the assistant's last turn."""
     if "conversation" not in record:

@@ -1,9 +1,10 @@
 """Makes the bundled sample: ring puzzles in English and Chinese, with the reasoning and without it.
 
-    python3 data/sample/make_sample.py               # writes the three files beside this script
+    python3 data/sample/make_sample.py               # writes the files beside this script
     python3 data/sample/make_sample.py --out /tmp/x  # or elsewhere
 
-cot_sample.json and answer_sample.json ask the same questions in the same order; cot_sample_test.json asks others.
+cot_sample.json and answer_sample.json ask the same questions in the same order; cot_sample_test.json asks others, and
+for_dict_data.json the first of those without their answers, for predict.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from utils.puzzles import LANGUAGES, Puzzle, make_puzzle
 
 STEPS = (2, 3, 4)
+TO_PREDICT = 60
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,14 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     rng, taken = random.Random(args.seed), set()
     test, train = make_questions(rng, args.test, taken), make_questions(rng, args.train, taken)
-    files = {
+    files: dict[str, list[tuple[str, ...]]] = {
         "cot_sample": [(p.question, p.reasoned_answer()) for p in train],
         "answer_sample": [(p.question, p.plain_answer()) for p in train],
         "cot_sample_test": [(p.question, p.reasoned_answer()) for p in test],
+        "for_dict_data": [(p.question,) for p in test[:TO_PREDICT]],
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, pairs in files.items():
-        rows = [json.dumps({"instruction": q, "input": "", "output": a}, ensure_ascii=False) for q, a in pairs]
+    for name, texts in files.items():
+        records = [{"instruction": q, "input": "", **({"output": a[0]} if a else {})} for q, *a in texts]
+        rows = [json.dumps(record, ensure_ascii=False) for record in records]
         (args.out / f"{name}.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
         print(f"{args.out / name}.json: {len(rows)} records")
     return 0

@@ -1,0 +1,104 @@
+"""Who answers a file of questions: a model in this process, or a server that speaks OpenAI's API.
+
+Knows: how each is asked, and by what it is told from another. Does not know files, groups or flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from utils import adapter_files, assistant, cache, runinfo
+from utils.encode import encode_prompt
+from utils.identity import Identified, identify
+from utils.prediction import Ask
+from utils.stopping import Ends
+from utils.templates import fingerprint, turn_marks
+
+if TYPE_CHECKING:
+    from utils.remote import Remote
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answerer:
+    """What `prediction.Job` needs of one."""
+
+    encode: Callable[[Mapping[str, Any]], tuple[list[int], int]]
+    ask: Ask
+    identity: dict[str, Any]
+    """By what its answers are told from another's."""
+    said: list[str]
+    """What was assumed about it, for people."""
+
+
+def here(
+    place: str,
+    settings: Mapping[str, Any],
+    *,
+    stop: Sequence[str],
+    batch_size: int,
+    cut: bool,
+    merge: bool,
+    wishes: Mapping[str, Any],
+) -> Answerer:
+    """The adapter in `place` on this process's device; arguments and errors are those of `assistant.open_run`."""
+    opened = assistant.open_run(place, merge=merge, **wishes)
+    (origin,) = opened.origins.values()
+    ends = opened.ends(stop=stop)
+
+    def encode(record: Mapping[str, Any]) -> tuple[list[int], int]:
+        return opened.fitting_prompt(record, settings["max_new_tokens"], cut=cut)
+
+    def ask(prompts: Any, seeds: Sequence[int], on_done: Callable[[int], object]) -> Any:
+        return opened.answer_each(prompts, settings, ends=ends, seeds=seeds, batch_size=batch_size, on_batch=on_done)
+
+    how = {"precision": opened.base.precision, "quantization_bit": opened.base.quantization_bit}
+    is_merged = not hasattr(opened.model, "peft_config")
+    return Answerer(
+        encode=encode,
+        ask=ask,
+        identity=_identity(origin, ends) | how | {"merged": is_merged, "batch_size": batch_size},
+        said=list(origin.assumed),
+    )
+
+
+def at_server(
+    place: str, settings: Mapping[str, Any], *, server: Remote, stop: Sequence[str], wishes: Mapping[str, Any]
+) -> Answerer:
+    """A server that has the model of the run in `place`: the prompts and their ends are that run's, and no weights are
+    loaded here."""
+    origin = identify(place, **wishes)
+    ends = Ends(ids=origin.stop_token_ids, texts=(*turn_marks(origin.template), *stop))
+
+    def encode(record: Mapping[str, Any]) -> tuple[list[int], int]:
+        return encode_prompt(record, origin.template, origin.tokenizer), 0
+
+    def ask(prompts: Any, seeds: Sequence[int], on_done: Callable[[int], object]) -> Any:
+        return server.answers(prompts, settings, tokenizer=origin.tokenizer, ends=ends, seeds=seeds, on_done=on_done)
+
+    return Answerer(
+        encode=encode,
+        ask=ask,
+        identity=_identity(origin, ends) | {"server": server.base_url, "model": server.model},
+        said=list(origin.assumed),
+    )
+
+
+def _identity(origin: Identified, ends: Ends) -> dict[str, Any]:
+    weights = next(
+        (
+            origin.directory / name
+            for name in (*adapter_files.NAMES[1:], runinfo.NAME)
+            if (origin.directory / name).is_file()
+        ),
+        None,
+    )
+    return {
+        "adapter": str(origin.directory),
+        "adapter_sha256": cache.content_hash(weights) if weights else None,
+        "base": origin.base.name,
+        "template_sha256": fingerprint(origin.template, origin.tokenizer.chat_template),
+        "stop_token_ids": list(ends.ids),
+        "stop": list(ends.texts),
+    }
