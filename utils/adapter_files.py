@@ -125,7 +125,7 @@ def _pickled_names(path: Path) -> set[str]:
 def reading(directory: Path, names: set[str]) -> Iterator[None]:
     """Around peft's reading of a file with the tensors `names`: what it raises for one that does not fit its base, as a
     `ValueError` of one line. It only warns of tensors that are missing: see `require_tensors`."""
-    path = weights_file(directory)
+    path, remedy = weights_file(directory), _remedy(directory, misfit=True)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")
@@ -135,18 +135,16 @@ def reading(directory: Path, names: set[str]) -> Iterator[None]:
     except KeyError as error:  # virtual tokens that are not there
         if error.args[0] in names:
             raise
-        raise ValueError(f"{path} lacks the tensor {error.args[0]}: {_remedy(directory)}") from error
+        raise ValueError(f"{path} lacks the tensor {error.args[0]}: {remedy}") from error
     except ValueError as error:
         if not str(error).startswith(_ANY_TARGETS):
             raise
-        raise ValueError(
-            f"{directory} does not fit its base: {_first_sentence(error)}: {_remedy(directory)}"
-        ) from error
+        raise ValueError(f"{directory} does not fit its base: {_first_sentence(error)}: {remedy}") from error
     except RuntimeError as error:
         wrong = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
         if wrong is None:
             raise
-        raise ValueError(f"{path} does not fit its base: {wrong.rstrip('.')}: {_remedy(directory)}") from error
+        raise ValueError(f"{path} does not fit its base: {wrong.rstrip('.')}: {remedy}") from error
 
 
 def require_tensors(directory: Path, names: set[str], expected: set[str], allowed: set[str]) -> None:
@@ -159,14 +157,15 @@ def require_tensors(directory: Path, names: set[str], expected: set[str], allowe
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             said = f"{weights_file(directory)} {what.format(len(found))}, {min(found)}{more}"
-            raise ValueError(f"{said}: {_remedy(directory)}")
+            raise ValueError(f"{said}: {_remedy(directory, misfit=True)}")
 
 
 def _first_sentence(error: BaseException) -> str:
     return str(error).partition(". ")[0].splitlines()[0].rstrip(".")
 
 
-def _remedy(directory: Path) -> str:
+def _remedy(directory: Path, *, misfit: bool = False) -> str:
     if runinfo.is_ours(directory):
         return "copy the run's directory again, or train again"
-    return "copy the adapter again, or name the base that it was trained on with --model_name_or_path"
+    other_base = "name the base that it was trained on with --model_name_or_path, or " if misfit else ""
+    return f"{other_base}copy the adapter again"
