@@ -63,18 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     settings = cli.generation_settings(flags)
 
-    from utils import distributed, loading, prediction, questions, run_lock
+    from utils import distributed, loading, prediction, questions, result_rows, run_lock
 
     loading.quiet_libraries()
+    result_rows.require_writable(flags.result_dir)
     distributed.start()
     lock = run_lock.held(flags.result_dir, distributed.say) if distributed.is_main() else nullcontext()
     with lock:
         asked = distributed.decided_by_main(lambda: questions.survey(parts))
         answerer = who_answers(flags, settings)
-        for assumed in answerer.said:
-            distributed.say(f"assumed: {assumed}")
+        for line in answerer.said:
+            distributed.say(line)
         identity = {
-            "data": flags.data,
             "input_sha256": asked.sha256,
             "seed": flags.seed,
             "num_samples": flags.num_samples,
@@ -83,7 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             **answerer.identity,
         }
         found = distributed.decided_by_main(
-            lambda: prediction.prepare(flags.result_dir, asked, identity, retry_failed=flags.retry_failed)
+            lambda: prediction.prepare(
+                flags.result_dir,
+                asked,
+                identity,
+                about={"data": flags.data, "lora_dir": flags.lora_dir},
+                retry_failed=flags.retry_failed,
+            )
         )
         distributed.say(f"{flags.result_dir}: {len(found.places):,} of {asked.rows:,} rows are done")
         job = prediction.Job(

@@ -29,7 +29,7 @@ class Answerer:
     identity: dict[str, Any]
     """By what its answers are told from another's."""
     said: list[str]
-    """What was assumed about it, for people."""
+    """What it is, and what was assumed about it, for people."""
 
 
 def here(
@@ -59,7 +59,7 @@ def here(
         encode=encode,
         ask=ask,
         identity=_identity(origin, ends) | how | {"merged": is_merged, "batch_size": batch_size},
-        said=list(origin.assumed),
+        said=_said(origin),
     )
 
 
@@ -80,9 +80,14 @@ def at_server(
     return Answerer(
         encode=encode,
         ask=ask,
-        identity=_identity(origin, ends) | {"server": server.base_url, "model": server.model},
-        said=list(origin.assumed),
+        # Not its address, which may be another tomorrow.
+        identity=_identity(origin, ends) | {"model": server.model, "prompt_form": server.prompt_form},
+        said=_said(origin),
     )
+
+
+def _said(origin: Identified) -> list[str]:
+    return [f"{origin.place}: {origin.description}", *(f"assumed: {what}" for what in origin.assumed)]
 
 
 def _identity(origin: Identified, ends: Ends) -> dict[str, Any]:
@@ -95,7 +100,6 @@ def _identity(origin: Identified, ends: Ends) -> dict[str, Any]:
         None,
     )
     return {
-        "adapter": str(origin.directory),
         "adapter_sha256": cache.content_hash(weights) if weights else None,
         "base": origin.base.name,
         "template_sha256": fingerprint(origin.template, origin.tokenizer.chat_template),

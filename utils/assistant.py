@@ -167,7 +167,7 @@ class Assistant:
         """The base is asked in the first adapter's prompt."""
         if adapter in (None, BASE):
             return next(iter(self.origins.values()))
-        return lookup.find("adapter", adapter, self.origins, "of those that are loaded")
+        return lookup.find("adapter", adapter, self.origins, "what is loaded")
 
     @contextmanager
     def _speaking(self, adapter: str | None) -> Iterator[Any]:

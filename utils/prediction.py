@@ -27,7 +27,7 @@ from utils.result_rows import FAILED, ROW, Results, appending, number_of
 from utils.sampling import row_seeds
 from utils.schedule import duration
 
-IDENTITY = "predict.json"
+IDENTITY, ABOUT = "predict.json", "about"
 GROUP = 256
 """Answers that are written at once: enough that prompts of like length can share a batch."""
 
@@ -70,8 +70,19 @@ class Tally:
     """Of the first rows that failed."""
 
 
-def prepare(directory: Path, questions: Input, identity: Mapping[str, Any], *, retry_failed: bool) -> Results:
+def prepare(
+    directory: Path,
+    questions: Input,
+    identity: Mapping[str, Any],
+    *,
+    about: Mapping[str, Any] | None = None,
+    retry_failed: bool,
+) -> Results:
     """What of the job is done already in `directory`, ready to be gone on with; for the main process.
+
+    Args:
+        identity: what makes it this job and no other.
+        about: what is written down with it, for people.
 
     Raises:
         ValueError: what is there was made of another input or with other settings; it says which.
@@ -88,7 +99,7 @@ def prepare(directory: Path, questions: Input, identity: Mapping[str, Any], *, r
         raise ValueError(f"{directory} holds predictions without their {IDENTITY}: choose another --result_dir")
     else:
         with outputs.atomic(path) as file:
-            file.write(json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**identity, ABOUT: about or {}}, indent=2, ensure_ascii=False) + "\n")
     size = group_size(identity["num_samples"])
     done = set(results.places)
     whole = {row for row in done if all(other in done for other in _group_of(row, size, questions.rows))}
@@ -257,7 +268,7 @@ def _known(questions: Input, results: Results, job: Job) -> dict[int, list[Answe
 def _require_same(
     before: Mapping[str, Any], now: Mapping[str, Any], directory: Path, questions: Input, results: Results
 ) -> None:
-    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    differing = [name for name in {**before, **now} if name != ABOUT and before.get(name) != now.get(name)]
     if not differing:
         return
     what = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing if name != "input_sha256"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,16 @@ FAILED = "error"
 """The finish_reason of a row that failed."""
 OURS = ("generate", "finish_reason", "prompt_tokens", "new_tokens", "cut_tokens", "error", ROW)
 """Fields that are put beside a record's own."""
+
+
+def require_writable(directory: Path) -> None:
+    """`ValueError` where nothing can be written to `directory`; makes it where it is missing."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(f"--result_dir {directory} cannot be written to ({error.strerror}): choose another") from error
 
 
 def row_id(number: int, content: str) -> str:
