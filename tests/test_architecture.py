@@ -19,6 +19,7 @@ SCRIPTS = {
     "merge": 110,
     "predict": 150,
     "prepare_data": 170,
+    "server": 130,
 }
 HARD_LINES, HARD_FUNCTION = 400, 60
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pyarrow", "matplotlib", "tqdm"} | {
@@ -28,6 +29,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "dataset
     "huggingface_hub",
     "httpx2",
     "filelock",
+    "prompt_toolkit",
 }
 
 

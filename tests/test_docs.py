@@ -15,6 +15,7 @@ import generate
 import merge
 import predict
 import prepare_data
+import server
 import uniform_finetune
 from utils import catalog, collection
 from utils.cli import Parser
@@ -27,6 +28,7 @@ PARSERS = {
     "merge.py": merge.make_parser,
     "predict.py": predict.make_parser,
     "prepare_data.py": prepare_data.make_parser,
+    "server.py": server.make_parser,
 }
 DOCUMENTS = sorted(
     [

@@ -64,9 +64,14 @@ def say(*values: object) -> None:
     try:
         print(*values, flush=True)  # noqa: T201 — the one place below the scripts that prints
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is left in the buffer goes there at the end
-        os.close(nowhere)
+        let_go_of_output()
+
+
+def let_go_of_output() -> None:
+    """After a `BrokenPipeError`: what is left in standard output's buffer, and what comes after, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def join() -> None:
