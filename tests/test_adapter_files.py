@@ -169,6 +169,16 @@ def test_layers_of_several_matrices_at_once(adapter: Path) -> None:
         tensor_names(adapter)
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
+def test_a_base_that_training_changed(start: str, adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": start}))
+    with pytest.raises(
+        ValueError, match=rf"changed its base as it began \(init_lora_weights {start}\), and fits no base"
+    ):
+        tensor_names(adapter)
+
+
 def test_what_a_later_peft_wrote_is_named(adapter: Path) -> None:
     path = adapter / "adapter_config.json"
     facts = json.loads(path.read_text()) | {"quantum": 3, "nothing": None, "off": False, "empty": {}}

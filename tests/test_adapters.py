@@ -366,7 +366,7 @@ def with_embeddings(directory: Path) -> None:
         ("lora", cut, "second.adapter_model.safetensors lacks 1 of the adapter's 28 tensors"),
         ("lora", lambda d: with_config(d, r=3), "second.adapter_model.safetensors does not fit its base: size mismatch"),
         ("lora", lambda d: with_config(d, bias="all"), r"the two trained the base's biases \(bias all\), so the base"),
-        ("lora", lambda d: with_config(d, init_lora_weights="pissa_niter_4"), "takes the base's weights apart .init_lora"),
+        ("lora", lambda d: with_config(d, init_lora_weights="olora"), "changed its base as it began .init_lora_weights olora"),
         ("lora", with_embeddings, "one of the two brings base_model.model.model.embed_tokens.weight, so the base that"),
         ("lora", lambda d: (d / "adapter_model.safetensors").unlink(), "adapter_model.safetensors cannot be read"),
     ],

@@ -18,7 +18,6 @@ HERE = Path("适配器 🌏")
         ({"peft_type": "LORA", "use_dora": False, "use_rslora": None}, "lora"),
         ({"peft_type": "LORA", "use_dora": True}, "dora"),
         ({"peft_type": "LORA", "use_rslora": True}, "rslora"),
-        ({"peft_type": "LORA", "init_lora_weights": "pissa"}, "lora"),
         ({"peft_type": "ADALORA"}, "adalora"),
         ({"peft_type": "IA3"}, "ia3"),
         ({"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}, "prompt"),

@@ -372,6 +372,7 @@ def test_what_is_made_of_a_plain_adapter_can_be_served_as_a_run(plain: Plain) ->
     identity.runinfo.write(run, directory)
     again = identify(directory, precision="fp32")
     assert again.run == run
+    assert again.description == "llama on data that its adapter does not name"
     assert torch.equal(logits_of(again), logits_of(found))
     assert identity.as_run(again) is again.run
 

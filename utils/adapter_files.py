@@ -20,6 +20,8 @@ WEIGHTS = "adapter_model.safetensors"
 NAMES = (CONFIG, WEIGHTS)
 PICKLED = "adapter_model.bin"
 """What peft wrote before 0.7: a pickle, which could run code while it is read."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin a LoRA that take the base's weights apart. A run's own PiSSA is saved as a plain LoRA."""
 _ANY_TARGETS = ("Target modules", "No modules were targeted")
 """How peft's messages begin where a base has no layer that the adapter is on."""
 
@@ -35,7 +37,7 @@ def facts(directory: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: it is missing or broken (peft would look for the directory's name on the hub), or of a peft that
-            split packed layers, which later ones cannot.
+            split packed layers, which later ones cannot, or for a base that cannot be made again.
     """
     from peft import PeftType
 
@@ -52,6 +54,12 @@ def facts(directory: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: this adapter is on some of the matrices of a packed layer (enable_lora {found['enable_lora']}), "
             "which peft gave up in 0.3: merge it with the peft that made it, and give the result as the model"
+        )
+    start = found.get("init_lora_weights", True)
+    if str(start).startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"{path}: this LoRA changed its base as it began (init_lora_weights {start}), and fits no base that is "
+            "here: convert it to a plain one where it was trained (peft's path_initial_model_for_weight_conversion)"
         )
     return found
 

@@ -117,7 +117,7 @@ def load_more(model: Any, name: str, directory: Path) -> None:
     copied = tuple(f".{module}." for module in getattr(config, "modules_to_save", None) or ())
     replaced = [t for t in names & set(model.state_dict()) if not any(part in t for part in copied)]
     changes = [f"brings {tensor}" for tensor in sorted([*model.replaced_tensors, *replaced])]
-    changes += filter(None, map(_change_of_base, [config, *model.peft_config.values()]))
+    changes += filter(None, map(_trained_biases, [config, *model.peft_config.values()]))
     if changes:
         raise ValueError(
             f"{directory} cannot be loaded beside another adapter: one of the two {changes[0]}, so the base that both "
@@ -141,12 +141,9 @@ def _own_tensors(model: Any, name: str = "default") -> set[str]:
     return set(get_peft_model_state_dict(model, save_embedding_layers=False, adapter_name=name))
 
 
-def _change_of_base(config: Any) -> str:
-    """What loading or activating an adapter of this peft configuration does to the base's own weights; empty where
-    they stay."""
-    start, bias = getattr(config, "init_lora_weights", True), getattr(config, "bias", "none")
-    if getattr(config, "kasa_config", None) or str(start).startswith(("pissa", "olora", "corda", "loftq")):
-        return f"takes the base's weights apart (init_lora_weights {start})"
+def _trained_biases(config: Any) -> str:
+    """Says that an adapter of this peft configuration holds biases of its base; empty where it does not."""
+    bias = getattr(config, "bias", "none")
     return f"trained the base's biases (bias {bias})" if bias != "none" else ""
 
 

@@ -133,7 +133,7 @@ def _of_run(directory: Path, place: str, wished: Wishes) -> Identified:
         run=run,
         model_type=run.model_type,
         method=run.method,
-        description=f"{run.model_type} on {' '.join(run.data)}",
+        description=f"{run.model_type} on {' '.join(run.data) or 'data that its adapter does not name'}",
         base=source,
         tokenizer=tokenizer,
         template=row,
