@@ -128,6 +128,31 @@ def test_another_place_of_the_base_does_where_it_is_the_same(
     assert run_merge("--lora_dir", run, "--model_name_or_path", llama_base, "--merged_dir", destination) == 0
 
 
+def test_an_adapter_without_a_run_is_merged_and_then_served_as_one(
+    finished: Path, merged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tmp_path / "适配器 🌏"
+    plain.mkdir()
+    shutil.copy(finished / "adapter_config.json", plain)
+    torch.save(load_file(finished / "adapter_model.safetensors"), plain / "adapter_model.bin")
+    assert run_merge("--lora_dir", plain) == 1
+    assert "several families: say which with --model_type tiny, llama" in capsys.readouterr().err
+    assert run_merge("--lora_dir", plain, "--model_type", "llama", "--template", "alpaca", "--precision", "fp32") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("assumed: ")]
+    assert said[0].startswith("assumed: base ")
+    assert said[1:] == ["assumed: the base's tokenizer (the adapter has none)"]
+    made = tmp_path / "适配器 🌏_merged"
+    expected = load_file(made / "model.safetensors")
+    shards = [load_file(path) for path in merged.glob("*.safetensors")]
+    assert all(torch.equal(tensor, expected[name]) for shard in shards for name, tensor in shard.items())
+    card = (made / "README.md").read_text(encoding="utf-8")
+    assert ", with an adapter\n" in card
+    assert "The adapter came without a run.json; assumed were base " in card
+    assert "fine-tuned on" not in card
+    assert generate.main(["--lora_dir", str(made), "--greedy", "--max_new_tokens", "3", "--instruction", "几？👋"]) == 0
+    assert "llama on data that its adapter does not name" in capsys.readouterr().err
+
+
 def test_nothing_is_replaced_unasked(finished: Path, merged: Path, tmp_path: Path, capsys: Any) -> None:
     copy = shutil.copytree(merged, tmp_path / "copy")
     assert run_merge("--lora_dir", finished, "--merged_dir", copy) == 1
