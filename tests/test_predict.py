@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tiny_families import make_family
 
 import generate
 import predict
+import server
 from utils import decoding_memory, prediction, result_rows
 
 FEW = ["--greedy", "--max_new_tokens", "6"]
@@ -41,7 +43,11 @@ def families(llama_base: Path, bloom_base: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "chatglm"])
 def test_the_originals_commands(
-    name: str, families: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    families: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = ["--model_type", name, "--data", "for_dict_data", "--lora_dir", families[name], "--result_dir", tmp_path]
     assert run(*asked, *FEW) == 0
@@ -53,6 +59,10 @@ def test_the_originals_commands(
     command = ["--model_type", name, "--lora_dir", str(families[name]), *FEW, "--instruction", first["instruction"]]
     assert generate.main(command) == 0
     assert capsys.readouterr().out == f"{found[0]['generate']}\n", "what generate.py says alone"
+    typed = io.BytesIO(f"{first['instruction']}\n".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, encoding="utf-8"))
+    assert server.main(["--model_type", name, "--lora_dir", str(families[name]), *FEW]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == found[0]["generate"].rstrip("\n"), "and in a chat"
 
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".parquet"])
