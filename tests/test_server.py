@@ -120,7 +120,7 @@ def shown(answer: Answer) -> list[str]:
 
 def test_a_conversation_in_a_real_terminal(long_run: Path, tmp_path: Path) -> None:
     opened = open_run(long_run)
-    window = Window("--lora_dir", long_run, "--greedy", "--max_new_tokens", 8, "--precision", "fp32")
+    window = Window("--lora_dir", long_run, "--greedy", "--max_new_tokens", 8)
     before = termios.tcgetattr(window.child.child_fd)
     window.wait(lambda lines: lines[-1] == PROMPT.rstrip())
     assert 2004 << 5 in window.screen.mode, "pastes are marked"
