@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = flags.lora_dir or [identity.find_run(model_type, data, flags.model_name_or_path or sized)]
     opened = assistant.open_run(*places, **cli.loading_wishes(flags))
     for name, origin in opened.origins.items():
-        print(f"{name}: {origin.description}", file=sys.stderr)
-    settings = cli.generation_settings(flags)
+        print("\n".join(origin.lines(name)), file=sys.stderr)
+    settings = opened.within_context(cli.generation_settings(flags))
     for number, record in enumerate(asked):
         if flags.prompts_file:
             print(f"{chr(10) if number else ''}### {to_messages(record)[-1]['content']}")

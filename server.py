@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asks_instructions=conversation.asks_instructions(first.run.sources if first.run else []),
     )
     for name, origin in opened.origins.items():
-        terminal.note("\n".join([f"{name}: {origin.description}", *(f"assumed: {each}" for each in origin.assumed)]))
+        terminal.note("\n".join(origin.lines(name)))
     if terminal.has_person:
         terminal.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D or stop ends the chat")
     try:

@@ -127,3 +127,14 @@ def test_generate_compares(
     assert generate.main([*asked, str(finished), str(other), "--compare"]) == 0
     out = capsys.readouterr().out
     assert f"## run\n{shown[0]}\n\n## 另一个.run\n{shown[1]}\n" in out
+
+
+def test_a_default_that_a_small_context_has_no_room_for_is_lowered(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's first question, to a model of 512 positions."""
+    opened = open_run(finished)
+    assert opened.within_context({"max_new_tokens": 512, "top_k": 3}) == {"max_new_tokens": 256, "top_k": 3}
+    assert opened.within_context({"max_new_tokens": 511}) == {"max_new_tokens": 511}, "what is asked for is kept"
+    assert generate.main(["--lora_dir", str(finished), "--greedy", "--instruction", "你好 🌏"]) == 0
+    assert capsys.readouterr().out

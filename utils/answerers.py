@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from utils import adapter_files, assistant, cache, runinfo
 from utils.encode import encode_prompt
 from utils.identity import Identified, identify
+from utils.methods import get_method
 from utils.prediction import Ask
 from utils.stopping import Ends
 from utils.templates import fingerprint, turn_marks
@@ -45,7 +46,7 @@ def here(
     """The adapter in `place` on this process's device; arguments and errors are those of `assistant.open_run`."""
     opened = assistant.open_run(place, merge=merge, **wishes)
     (origin,) = opened.origins.values()
-    ends = opened.ends(stop=stop)
+    ends, settings = opened.ends(stop=stop), opened.within_context(settings)
 
     def encode(record: Mapping[str, Any]) -> tuple[list[int], int]:
         return opened.fitting_prompt(record, settings["max_new_tokens"], cut=cut)
@@ -59,7 +60,7 @@ def here(
         encode=encode,
         ask=ask,
         identity=_identity(origin, ends) | how | {"merged": is_merged, "batch_size": batch_size},
-        said=_said(origin),
+        said=origin.lines(origin.place),
     )
 
 
@@ -82,25 +83,17 @@ def at_server(
         ask=ask,
         # Not its address, which may be another tomorrow.
         identity=_identity(origin, ends) | {"model": server.model, "prompt_form": server.prompt_form},
-        said=_said(origin),
+        said=origin.lines(origin.place),
     )
-
-
-def _said(origin: Identified) -> list[str]:
-    return [f"{origin.place}: {origin.description}", *(f"assumed: {what}" for what in origin.assumed)]
 
 
 def _identity(origin: Identified, ends: Ends) -> dict[str, Any]:
-    weights = next(
-        (
-            origin.directory / name
-            for name in (*adapter_files.NAMES[1:], runinfo.NAME)
-            if (origin.directory / name).is_file()
-        ),
-        None,
-    )
+    # A run that holds all weights is told by its run.json, which has the date and all settings.
+    weights = origin.directory / runinfo.NAME
+    if not get_method(origin.method).trains_base:
+        weights = adapter_files.weights_file(origin.directory)
     return {
-        "adapter_sha256": cache.content_hash(weights) if weights else None,
+        "adapter_sha256": cache.content_hash(weights),
         "base": origin.base.name,
         "template_sha256": fingerprint(origin.template, origin.tokenizer.chat_template),
         "stop_token_ids": list(ends.ids),

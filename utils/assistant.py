@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils import adapters, decoding_memory, equivalence, folding, generation, lookup
+from utils import adapters, cli, decoding_memory, equivalence, folding, generation, lookup
 from utils.encode import cut_prompt, encode_prompt
 from utils.generation import Answer, Failure
 from utils.identity import Identified, base_place, identify, require_same_base
@@ -54,6 +54,14 @@ class Assistant:
         """The ids that are sent for a record: those that training saw."""
         origin = self._origin(adapter)
         return encode_prompt(record, origin.template, origin.tokenizer)
+
+    def within_context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, with the default of `max_new_tokens` lowered to half of the context where that is less: who
+        chose nothing is not told to choose less."""
+        context, longest = adapters.context_length(self.model), settings["max_new_tokens"]
+        if context is not None and longest == cli.GENERATION["max_new_tokens"][0]:
+            longest = min(longest, context // 2)
+        return {**settings, "max_new_tokens": longest}
 
     def fitting_prompt(
         self, record: Mapping[str, Any], max_new_tokens: int, *, cut: bool, adapter: str | None = None
@@ -175,7 +183,8 @@ class Assistant:
         origin = self._origin(adapter)
         if adapter != BASE:
             if len(self.origins) > 1:
-                self.model.set_adapter(_peft_name(self.names.index(adapter) if adapter else 0))
+                name = _peft_name(self.names.index(adapter) if adapter else 0)
+                self.model.set_adapter(name, inference_mode=True)  # else peft would make it trainable
             yield self.model
         elif get_method(origin.method).trains_base:
             if not self._plain:
@@ -247,7 +256,8 @@ def _named(found: Sequence[Identified]) -> dict[str, Identified]:
     """By the last part of their places' names, told apart by a number where two are the same."""
     named: dict[str, Identified] = {}
     for each in found:
-        name = each.directory.resolve().name
+        name = each.place.rstrip("/").rpartition("/")[2] or each.directory.resolve().name
+        name = each.directory.resolve().name if name in (".", "..") else name
         same = sum(1 for known in named if known == name or known.rpartition("-")[0] == name)
         taken = name in named or name == BASE
         named[f"{name}-{same + 1}" if taken else name] = each

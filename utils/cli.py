@@ -190,7 +190,11 @@ GENERATION: Mapping[str, tuple[Any, Callable[[str], Any], str]] = MappingProxyTy
             positive_float,
             "makes tokens that occurred less likely; 1: off. High values harm numbers and code",
         ),
-        "max_new_tokens": (512, positive_int, "the longest answer, in tokens"),
+        "max_new_tokens": (
+            512,
+            positive_int,
+            "the longest answer, in tokens; not given: half of a smaller context at most",
+        ),
     }
 )
 

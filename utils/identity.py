@@ -43,6 +43,10 @@ class Identified:
     assumed: tuple[str, ...] = ()
     """What nobody said, a sentence each."""
 
+    def lines(self, name: str) -> list[str]:
+        """What it is, under `name`, and what was assumed, for people."""
+        return [f"{name}: {self.description}", *(f"assumed: {what}" for what in self.assumed)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
