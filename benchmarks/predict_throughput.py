@@ -55,23 +55,20 @@ def adapted(folder: Path) -> tuple[Any, Any]:
 
 
 def engine(model: Any, tokenizer: Any, batch_size: int) -> Callable[[Sequence[list[int]]], Answers]:
-    """Ours. It gives texts; the ids are kept on the way to be compared."""
+    """Ours."""
     from utils import generation
+    from utils.decoding import Batch, Row
     from utils.stopping import Ends
-
-    kept: dict[tuple[int, ...], list[int]] = {}
-
-    class Decoder(generation._Decoder):
-        def answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Any:
-            kept[tuple(prompt)] = list(ids)
-            return super().answer(prompt, ids)
-
-    generation._Decoder = Decoder  # pyright: ignore[reportPrivateUsage]
 
     def run(prompts: Sequence[list[int]]) -> Answers:
         ends = Ends(ids=[tokenizer.eos_token_id])
-        generation.generate(model, tokenizer, prompts, ends=ends, settings=GREEDY, batch_size=batch_size)
-        return [kept[tuple(ids)] for ids in prompts]
+        rows = [Row(prompt=ids, ends=ends, max_new_tokens=NEW_TOKENS, seed=0) for ids in prompts]
+        for members in generation.batches([len(ids) for ids in prompts], batch_size, GREEDY, None):
+            batch = Batch(model, tokenizer, GREEDY)
+            batch.add([rows[i] for i in members])
+            while batch.rows:
+                batch.run()
+        return [row.new for row in rows]
 
     return run
 

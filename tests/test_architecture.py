@@ -36,7 +36,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "dataset
 def layers() -> dict[str, int]:
     """Module → layer, from the table of docs/design.md."""
     text = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
-    return {name: int(layer) for layer, name in re.findall(r"^\| (\d) \| `(\w+)` \|", text, flags=re.MULTILINE)}
+    return {name: int(layer) for layer, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", text, flags=re.MULTILINE)}
 
 
 def imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[str]:

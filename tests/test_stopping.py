@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from utils.decoding import Row
 from utils.stopping import Ends, Halt, HeldBack
 from utils.templates import TEMPLATES, turn_marks
 
@@ -43,32 +44,64 @@ def test_an_empty_text_ends_nothing() -> None:
         Ends(ids=[2], texts=("",))
 
 
+def rows(count: int, *, prompt: int = 1, longest: int = 99, texts: tuple[str, ...] = ()) -> list[Row]:
+    ends = Ends(ids=[2], texts=texts)
+    return [Row(prompt=[1] * prompt, ends=ends, max_new_tokens=longest, seed=0) for _ in range(count)]
+
+
 def test_an_id_ends_a_row_once_and_for_all(tokenizer: Any) -> None:
-    halt = Halt(tokenizer, Ends(ids=[2]), 1, pauses=False)
+    some = rows(3)
+    told: list[int] = []
+    some[1].on_token = told.append
+    halt = Halt(tokenizer, some, [0] * 3)
     assert halt(torch.tensor([[1, 5], [1, 2], [1, 7]]), None).tolist() == [False, True, False]
     assert halt(torch.tensor([[1, 5, 2], [1, 2, 9], [1, 7, 7]]), None).tolist() == [True, True, False]
     assert halt.lengths == [3, 2, None]
-    halt.cancelled = True
+    assert told == [2], "what comes behind its end is not a row's"
+    some[2].cancelled = True
     assert halt(torch.tensor([[1, 5, 2, 2], [1, 2, 9, 9], [1, 7, 7, 7]]), None).tolist() == [True] * 3
     assert halt.lengths == [3, 2, None], "who was not through is not said to have ended"
+
+
+def test_each_row_has_a_longest_answer_of_its_own(tokenizer: Any) -> None:
+    some = rows(2, longest=3)
+    some[0].max_new_tokens = 1
+    halt = Halt(tokenizer, some, [0, 0])
+    assert halt(torch.tensor([[1, 5], [1, 5]]), None).tolist() == [True, False]
+    assert halt(torch.tensor([[1, 5, 5], [1, 5, 5]]), None).tolist() == [True, False]
+    assert halt(torch.tensor([[1, 5, 5, 5], [1, 5, 5, 5]]), None).tolist() == [True, True]
+    assert halt.lengths == [2, 4]
 
 
 def test_a_text_in_the_prompt_ends_nothing(tokenizer: Any) -> None:
     prompt = tokenizer("a ### b", add_special_tokens=False)["input_ids"]
     said = tokenizer("x ###", add_special_tokens=False)["input_ids"]
-    halt = Halt(tokenizer, Ends(ids=[2], texts=("###",)), len(prompt))
+    some = rows(1, prompt=len(prompt), texts=("###",))
     for count in range(1, len(said) + 1):
+        halt = Halt(tokenizer, some, [0])
         (ended,) = halt(torch.tensor([[*prompt, *said[:count]]]), None).tolist()
         assert ended == ("###" in tokenizer.decode(said[:count]))
 
 
 def test_enough_rows_that_have_ended_make_the_others_pause(tokenizer: Any) -> None:
     for ended, pauses in ((0, False), (1, False), (2, True), (8, True)):
-        halt = Halt(tokenizer, Ends(ids=[2]), 1, pauses=True)
+        halt = Halt(tokenizer, rows(8), [0] * 8, pauses=lambda: False)
         ids = torch.tensor([[1, 2]] * ended + [[1, 5]] * (8 - ended))
         expected = [True] * 8 if pauses else [True] * ended + [False] * (8 - ended)
         assert halt(ids, None).tolist() == expected, ended
         assert halt.lengths == [2] * ended + [None] * (8 - ended)
+
+
+def test_who_is_asked_to_pause_or_has_a_cancelled_row_stops_and_is_told_no_more(tokenizer: Any) -> None:
+    for cancelled in (False, True):
+        some, told = rows(8), []
+        some[0].on_token = told.append
+        some[7].cancelled = cancelled
+        halt = Halt(tokenizer, some, [0] * 8, pauses=lambda cancelled=cancelled: not cancelled)
+        for width in (2, 3, 4):  # on a GPU transformers goes on for a while
+            assert halt(torch.tensor([[5] * width] * 8), None).tolist() == [True] * 8
+        assert told == [5]
+        assert halt.lengths == [None] * 8
 
 
 def test_the_marks_of_a_next_question() -> None:

@@ -1,6 +1,6 @@
 """Decoding: prompts as ids in, answers out; many at a time, or one as it comes.
 
-Knows: batches, and what transformers' `generate` is asked for. Does not know records, templates or flags: a prompt
+Knows: which prompts share a batch, and what an answer is made of. Does not know records, templates or flags: a prompt
 comes as ids from `utils.encode.encode_prompt`, and where an answer ends from `utils.stopping`. The answer is cut by
 index, never by splitting text.
 
@@ -16,11 +16,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
-from utils import kv_cache, sampling
+from utils import sampling
 from utils.adapters import context_length, virtual_tokens
-from utils.stopping import Ends, Halt, HeldBack, decoded
+from utils.decoding import Batch, Row
+from utils.stopping import Ends, HeldBack, decoded
 from utils.streaming import Streamer
 
 SEED = 42
@@ -87,14 +86,32 @@ def generate(
     """
     for ids in prompts:
         check_length(model, ids, settings["max_new_tokens"])
-    seeds = [SEED] * len(prompts) if seeds is None else seeds
-    decoder = _Decoder(model, tokenizer, ends, settings)
-    answers: dict[int, Answer] = {}
-    for members in batches([len(ids) for ids in prompts], decoder.rows(batch_size), settings, max_tokens_per_batch):
-        found = decoder.decode([prompts[i] for i in members], [seeds[i] for i in members])
-        answers.update((i, decoder.answer(prompts[i], ids)) for i, ids in zip(members, found, strict=True))
-        on_batch(len(answers))
-    return [answers[i] for i in range(len(prompts))]
+    longest, seeds = settings["max_new_tokens"], [SEED] * len(prompts) if seeds is None else seeds
+    rows = [
+        Row(prompt=ids, ends=ends, max_new_tokens=longest, seed=seed) for ids, seed in zip(prompts, seeds, strict=True)
+    ]
+    together = 1 if sampling.draws_alone(settings) else batch_size
+    done = 0
+    for members in batches([len(ids) for ids in prompts], together, settings, max_tokens_per_batch):
+        batch = Batch(model, tokenizer, settings)
+        batch.add([rows[i] for i in members])
+        while batch.rows:
+            batch.run()
+        done += len(members)
+        on_batch(done)
+    return [answer_of(row, tokenizer) for row in rows]
+
+
+def answer_of(row: Row, tokenizer: Any) -> Answer:
+    """What a row that has ended says."""
+    end = row.ends.end_of(row.new)
+    text, cut = row.ends.cut(decoded(tokenizer, row.new[:end]))
+    return Answer(
+        text=text,
+        finish_reason="length" if end is None and not cut else "stop",
+        prompt_tokens=len(row.prompt),
+        new_tokens=len(row.new) if end is None else end + 1,
+    )
 
 
 def batches(
@@ -130,21 +147,25 @@ def stream(
         ValueError: the prompt does not fit (`check_length`).
     """
     check_length(model, prompt, settings["max_new_tokens"])
-    decoder = _Decoder(model, tokenizer, ends, settings)
+    row = Row(prompt=prompt, ends=ends, max_new_tokens=settings["max_new_tokens"], seed=seed)
+    batch = Batch(model, tokenizer, settings)
+    batch.add([row])
     if settings.get("num_beams", 1) > 1:
-        (ids,) = decoder.decode([prompt], [seed])
-        answer = decoder.answer(prompt, ids)
+        batch.run()
+        answer = answer_of(row, tokenizer)
         if answer.text:
             yield answer.text
         return answer
     pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     streamer = Streamer(tokenizer, ends.ids, pieces.put)
-    halt = Halt(tokenizer, ends, len(prompt), pauses=False)
+    row.on_token = streamer.put
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            decoder.ask([prompt], halt, sampling.chosen_by(settings, [seed])[0], streamer=streamer)
+            while batch.rows:
+                batch.run()
+            streamer.end()
         except BaseException as error:  # it belongs to the reader of the stream, who raises it
             failed.append(error)
         finally:
@@ -152,104 +173,14 @@ def stream(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    text, held = "", HeldBack(ends)
+    held = HeldBack(ends)
     try:
         for piece in iter(pieces.get, None):
-            for shown in held.add(piece):
-                text += shown
-                yield shown
+            yield from held.add(piece)
     finally:
-        halt.cancelled = True
+        row.cancelled = True
         thread.join()
     if failed:
         raise failed[0]
-    for shown in held.rest():
-        text += shown
-        yield shown
-    ended = streamer.stopped or held.ended
-    return Answer(
-        text=text,
-        finish_reason="stop" if ended else "length",
-        prompt_tokens=len(prompt),
-        new_tokens=streamer.count,
-    )
-
-
-class _Decoder:
-    """A model that decodes batches."""
-
-    def __init__(self, model: Any, tokenizer: Any, ends: Ends, settings: Mapping[str, Any]) -> None:
-        self._model, self._tokenizer, self._ends, self._settings = model, tokenizer, ends, settings
-
-    def rows(self, batch_size: int) -> int:
-        """How many rows may be decoded together."""
-        return 1 if sampling.draws_alone(self._settings) else batch_size
-
-    def answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Answer:
-        """The decoded ids, those that ended the answer included, as an answer."""
-        end = self._ends.end_of(ids)
-        text, cut = self._ends.cut(decoded(self._tokenizer, ids[:end]))
-        return Answer(
-            text=text,
-            finish_reason="length" if end is None and not cut else "stop",
-            prompt_tokens=len(prompt),
-            new_tokens=len(ids),
-        )
-
-    def decode(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
-        """The new ids of each prompt, up to the one that ended it."""
-        told, draw = sampling.chosen_by(self._settings, seeds)
-        stays = self._settings.get("num_beams", 1) == 1
-        # Virtual tokens stand in a cache that peft makes; beams change places in transformers'.
-        cache = kv_cache.make(self._model) if stays and not virtual_tokens(self._model) else None
-        width = max(map(len, prompts))
-        padding = [width - len(ids) for ids in prompts]
-        texts, rows = [list(ids) for ids in prompts], list(range(len(prompts)))
-        while rows:
-            halt = Halt(self._tokenizer, self._ends, width, stays=stays, pauses=cache is not None)
-            left = self._settings["max_new_tokens"] - (padding[rows[0]] + len(texts[rows[0]]) - width)
-            asked = [texts[row] for row in rows], halt, {**told, "max_new_tokens": left}
-            with sampling.seeded(self._settings, seeds[0]):
-                output = self.ask(*asked, [padding[row] for row in rows], cache).tolist()
-            for row, ids, length in zip(rows, output, halt.lengths or [None] * len(rows), strict=True):
-                texts[row] = ids[padding[row] : length]
-            ended = [length is not None for length in halt.lengths]
-            is_last = cache is None or len(output[0]) == width + self._settings["max_new_tokens"]
-            stay = [] if is_last else [i for i, over in enumerate(ended) if not over]
-            rows = [rows[i] for i in stay]
-            if rows and cache is not None:
-                cache.batch_select_indices(torch.tensor(stay, device=self._model.device))
-                if draw is not None:
-                    draw.keep(stay)
-        return [self._until_end(ids[len(prompt) :]) for ids, prompt in zip(texts, prompts, strict=True)]
-
-    @torch.no_grad()
-    def ask(
-        self,
-        texts: Sequence[Sequence[int]],
-        halt: Halt,
-        told: Mapping[str, Any],
-        padding: Sequence[int] = (0,),
-        cache: Any = None,
-        streamer: Streamer | None = None,
-    ) -> torch.Tensor:
-        """transformers' `generate` on ids of any lengths, padded on the left: (rows, positions)."""
-        # With a token that the row has anyway: a penalty on repetitions looks at padding, too.
-        rows = [[*[ids[0]] * count, *ids] for ids, count in zip(texts, padding, strict=True)]
-        masks = [[0] * count + [1] * len(ids) for ids, count in zip(texts, padding, strict=True)]
-        device = self._model.device
-        return self._model.generate(
-            input_ids=torch.tensor(rows, device=device),
-            attention_mask=torch.tensor(masks, device=device),
-            use_cache=True,
-            eos_token_id=list(self._ends.ids),
-            pad_token_id=self._tokenizer.pad_token_id,
-            stopping_criteria=[halt],
-            **({} if cache is None else {"past_key_values": cache}),
-            **({} if streamer is None else {"streamer": streamer}),
-            **told,
-        )
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        end = self._ends.end_of(ids)
-        return ids if end is None else ids[: end + 1]
+    yield from held.rest()
+    return answer_of(row, tokenizer)

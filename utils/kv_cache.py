@@ -57,3 +57,29 @@ def make(model: Any) -> DynamicCache:
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def can_be_joined(cache: DynamicCache) -> bool:
+    """Whether `joined` and `drop_first` know all its layers."""
+    return all(type(layer) is RoomyLayer for layer in cache.layers)
+
+
+def joined(first: DynamicCache, second: DynamicCache) -> DynamicCache:
+    """The rows of both, those of the shorter behind zeros, where there is padding."""
+    length = max(first.get_seq_length(), second.get_seq_length())
+    layers: Any = zip(first.layers, second.layers, strict=True)
+    for one, two in layers:
+        one.keys = torch.cat([_filled(one.keys, length), _filled(two.keys, length)])
+        one.values = torch.cat([_filled(one.values, length), _filled(two.values, length)])
+    return first
+
+
+def drop_first(cache: DynamicCache, positions: int) -> None:
+    """Takes the first positions of all rows away."""
+    layers: Any = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[:, :, positions:], layer.values[:, :, positions:]
+
+
+def _filled(states: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[2], 0))

@@ -26,11 +26,11 @@ class Draw:
     generator, so that a seed means the same on every device.
 
     Args:
-        seeds: of the rows.
+        generators: of the rows.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [random.Random(seed) for seed in seeds]
+    def __init__(self, generators: Sequence[random.Random]) -> None:
+        self._generators = generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores (rows, vocabulary) with all but the drawn token at -inf."""
@@ -40,10 +40,6 @@ class Draw:
         # The first whose sum exceeds the number: one without probability adds nothing, so it is never that.
         chosen = torch.searchsorted(cumulated, wanted, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with these rows alone."""
-        self._generators = [self._generators[row] for row in rows]
 
 
 def draws_alone(settings: Mapping[str, Any]) -> bool:
@@ -63,18 +59,18 @@ def seeded(settings: Mapping[str, Any], seed: int) -> Iterator[None]:
         yield
 
 
-def chosen_by(settings: Mapping[str, Any], seeds: Sequence[int]) -> tuple[dict[str, Any], Draw | None]:
-    """(what `generate` of transformers is told, the draw if one is made by us). In greedy decoding the sampling
-    parameters of the model's own generation_config are switched off.
+def chosen_by(settings: Mapping[str, Any], generators: Sequence[random.Random]) -> dict[str, Any]:
+    """What `generate` of transformers is told. In greedy decoding the sampling parameters of the model's own
+    generation_config are switched off.
 
     Raises:
         ValueError: a parameter that transformers refuses.
     """
+    if draws_alone(settings):
+        return dict(settings)
     told = {**dict.fromkeys(_WARPERS), **settings}
     if not settings.get("do_sample"):
-        return told, None
-    if draws_alone(settings):
-        return dict(settings), None
+        return told
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     warpers: list[Any] = []
@@ -85,10 +81,8 @@ def chosen_by(settings: Mapping[str, Any], seeds: Sequence[int]) -> tuple[dict[s
         warpers.append(TopKLogitsWarper(top_k))
     if top_p is not None and top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
-    draw = Draw(seeds)
-    left = {name: value for name, value in settings.items() if name not in _WARPERS}
-    told = {**dict.fromkeys(_WARPERS), **left, "do_sample": False}
-    return {**told, "logits_processor": LogitsProcessorList([*warpers, draw])}, draw
+    processors = LogitsProcessorList([*warpers, Draw(generators)])
+    return {**told, **dict.fromkeys(_WARPERS), "do_sample": False, "logits_processor": processors}
 
 
 def row_seeds(seed: int, count: int, *, first: int = 0) -> list[int]:

@@ -5,9 +5,9 @@ Knows: ids and texts that end an answer. Does not know where they come from, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -47,41 +47,72 @@ def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+class Decoded(Protocol):
+    """What `Halt` needs of a row (`utils.decoding.Row`)."""
+
+    prompt: Sequence[int]
+    ends: Ends
+    max_new_tokens: int
+    on_token: Callable[[int], object]
+    cancelled: bool
+
+
 class Halt:
     """Tells transformers, after every token, which rows have ended; a stopping criterion.
 
     Args:
-        width: positions of the prompts, padding included; what ends an answer is not looked for in a prompt.
-        stays: whether a row keeps its place in the batch; with beams it does not.
-        pauses: whether all rows are to stop, for a while, once enough of them have ended.
+        padding: positions before each row's prompt.
+        keeps_places: whether a row keeps its place in the batch; with beams it does not.
+        pauses: asked after every token whether all rows are to stop for a while; they also do so once enough of them
+            have ended, or one is cancelled. None: they go on until all have ended or are cancelled.
     """
 
-    def __init__(self, tokenizer: Any, ends: Ends, width: int, *, stays: bool = True, pauses: bool = False) -> None:
-        self._tokenizer, self._ends, self._width = tokenizer, ends, width
-        self._stays, self._pauses = stays, pauses
-        self.cancelled = False
-        self.lengths: list[int | None] = []
-        """Positions of each row up to where it ended, padding and what ended it included; None: it has not. Empty where
-        rows change places."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        rows: Sequence[Decoded],
+        padding: Sequence[int],
+        *,
+        keeps_places: bool = True,
+        pauses: Callable[[], bool] | None = None,
+    ) -> None:
+        self._tokenizer, self._rows, self._keeps_places, self._pauses = tokenizer, rows, keeps_places, pauses
+        self._starts = [count + len(row.prompt) for count, row in zip(padding, rows, strict=True)]
+        self.lengths: list[int | None] = [None] * len(rows)
+        """Positions of each row up to where it ended, padding and what ended it included; None: it has not."""
+        self._stopped = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """(rows,) bool."""
-        ended = [token in self._ends.ids for token in input_ids[:, -1].tolist()]
-        if size := self._ends.longest():
-            # A token is a byte at least; control tokens are none, and four of them are unlikely in a mark.
-            start = max(self._width, input_ids.shape[1] - size - 4)
-            texts = [decoded(self._tokenizer, ids) for ids in input_ids[:, start:].tolist()]
-            ended = [now or self._ends.cut(text)[1] for now, text in zip(ended, texts, strict=True)]
-        if self._stays:
-            length = input_ids.shape[1]
-            self.lengths = [
-                before if before is not None else length if now else None
-                for before, now in zip(self.lengths or [None] * len(ended), ended, strict=True)
-            ]
-            ended = [length is not None for length in self.lengths]
-        if self.cancelled or (self._pauses and sum(ended) >= PAUSE_SHARE * len(ended)):
-            ended = [True] * len(ended)
-        return torch.tensor(ended, device=input_ids.device)
+        if self._stopped:  # on a GPU, transformers looks at the answer a few tokens later, and takes those back
+            return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        if not self._keeps_places:
+            row = self._rows[0]
+            ended = [self._ends(row, ids, max(self._starts)) for ids in input_ids.tolist()]
+            return torch.tensor(ended, device=input_ids.device)
+        length = input_ids.shape[1]
+        for i, ids in enumerate(input_ids.tolist()):
+            row = self._rows[i]
+            if self.lengths[i] is None and not row.cancelled:
+                row.on_token(ids[-1])
+                if length - self._starts[i] >= row.max_new_tokens or self._ends(row, ids, self._starts[i]):
+                    self.lengths[i] = length
+        over = [end is not None or row.cancelled for end, row in zip(self.lengths, self._rows, strict=True)]
+        cancelled = any(row.cancelled for row in self._rows)
+        if all(over) or (self._pauses and (cancelled or sum(over) >= PAUSE_SHARE * len(over) or self._pauses())):
+            self._stopped = True
+            over = [True] * len(over)
+        return torch.tensor(over, device=input_ids.device)
+
+    def _ends(self, row: Decoded, ids: list[int], start: int) -> bool:
+        """Whether the last of `ids` ends the row, whose prompt ends at `start`."""
+        if ids[-1] in row.ends.ids:
+            return True
+        if not row.ends.texts:
+            return False
+        # A token is a byte at least; control tokens are none, and four of them are unlikely in a mark.
+        tail = ids[max(start, len(ids) - row.ends.longest() - 4) :]
+        return row.ends.cut(decoded(self._tokenizer, tail))[1]
 
 
 class HeldBack:

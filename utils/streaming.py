@@ -18,7 +18,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Streamer:
-    """Ids one by one → the text that no later id changes; transformers' interface of a streamer (`put`, `end`).
+    """Ids one by one → the text that no later id changes.
 
     A decoder takes a blank from what it thinks the beginning of a text. So ids are decoded behind those that were shown
     last, never alone, and what is new is shown; what was shown before those is not decoded again.
@@ -33,23 +33,13 @@ class Streamer:
         self._shown = ""
         self._new_ids: list[int] = []
         self._text = ""
-        self._answers = self._stopped = False
-        self.count = 0
-        """Tokens that have come, the one that ends the answer included."""
+        self._stopped = False
 
-    @property
-    def stopped(self) -> bool:
-        """Whether an id that ends the answer has come."""
-        return self._stopped
-
-    def put(self, value: Any) -> None:
-        """Takes a tensor of ids of any shape: the prompt at the first call, then the answer's."""
-        for token in value.flatten().tolist() if self._answers else []:
-            self.count += not self._stopped
-            self._stopped |= token in self._stop_ids
-            if not self._stopped:
-                self._add(token)
-        self._answers = True
+    def put(self, token: int) -> None:
+        """Takes the next id of the answer; those from one of `stop_ids` on are none of it."""
+        self._stopped |= token in self._stop_ids
+        if not self._stopped:
+            self._add(token)
 
     def end(self) -> None:
         """Shows what was held back."""
