@@ -48,11 +48,11 @@ class Assistant:
     @property
     def tokenizer(self) -> Any:
         """The first adapter's."""
-        return self._origin(None).tokenizer
+        return self.origin(None).tokenizer
 
     def prompt_ids(self, record: Mapping[str, Any], adapter: str | None = None) -> list[int]:
         """The ids that are sent for a record: those that training saw."""
-        origin = self._origin(adapter)
+        origin = self.origin(adapter)
         return encode_prompt(record, origin.template, origin.tokenizer)
 
     def within_context(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Assistant:
         Raises:
             ValueError: it does not fit.
         """
-        ids, origin = self.prompt_ids(record, adapter), self._origin(adapter)
+        ids, origin = self.prompt_ids(record, adapter), self.origin(adapter)
         context = adapters.context_length(self.model)
         kept = ids
         if cut and context is not None:
@@ -86,7 +86,7 @@ class Assistant:
     def ends(self, adapter: str | None = None, stop: Sequence[str] = ()) -> Ends:
         """What ends an answer: the ids that training ended answers with, the template's mark of a next question, and
         the texts in `stop`."""
-        origin = self._origin(adapter)
+        origin = self.origin(adapter)
         return Ends(ids=origin.stop_token_ids, texts=(*turn_marks(origin.template), *stop))
 
     def stream(
@@ -100,8 +100,8 @@ class Assistant:
     ) -> Generator[str, None, Answer]:
         """The answer to one record, piece by piece; see `generation.stream`."""
         prompt, ends = self.prompt_ids(record, adapter), self.ends(adapter, stop)
-        with self._speaking(adapter) as model:
-            tokenizer = self._origin(adapter).tokenizer
+        with self.speaking(adapter) as model:
+            tokenizer = self.origin(adapter).tokenizer
             return (yield from generation.stream(model, tokenizer, prompt, ends=ends, settings=settings, seed=seed))
 
     def answers(
@@ -132,13 +132,13 @@ class Assistant:
         `batch_size`; the rest is as in `generation.generate`."""
         seeds = [generation.SEED] * len(prompts) if seeds is None else seeds
         answers: dict[int, Answer] = {}
-        with self._speaking(adapter) as model:
+        with self.speaking(adapter) as model:
             room = decoding_memory.positions(model)
             for members in _decoded_together(model, prompts):
                 before = len(answers)
                 found = generation.generate(
                     model,
-                    self._origin(adapter).tokenizer,
+                    self.origin(adapter).tokenizer,
                     [prompts[i] for i in members],
                     ends=ends,
                     settings=settings,
@@ -171,16 +171,16 @@ class Assistant:
             found += self.answer_each(prompts[part], settings, **options)
         return found
 
-    def _origin(self, adapter: str | None) -> Identified:
-        """The base is asked in the first adapter's prompt."""
+    def origin(self, adapter: str | None) -> Identified:
+        """Where an adapter comes from, with its template and tokenizer. The base is asked in the first one's prompt."""
         if adapter in (None, BASE):
             return next(iter(self.origins.values()))
         return lookup.find("adapter", adapter, self.origins, "what is loaded")
 
     @contextmanager
-    def _speaking(self, adapter: str | None) -> Iterator[Any]:
-        """The model while that adapter is on."""
-        origin = self._origin(adapter)
+    def speaking(self, adapter: str | None) -> Iterator[Any]:
+        """The model while that adapter is on; for one thread at a time."""
+        origin = self.origin(adapter)
         if adapter != BASE:
             if len(self.origins) > 1:
                 name = _peft_name(self.names.index(adapter) if adapter else 0)
