@@ -96,9 +96,8 @@ class Access:
 
     def _foreign_host(self, headers: Headers) -> Problem | None:
         """Another site's name that was made to point at this machine reads answers as its own (DNS rebinding)."""
-        host = urllib.parse.urlsplit(f"//{headers.get('Host', '')}")
         try:
-            name = host.hostname or ""
+            name = urllib.parse.urlsplit(f"//{headers.get('Host', '')}").hostname or ""
             if name == "localhost" or ipaddress.ip_address(name).is_loopback:
                 return None
         except ValueError:

@@ -132,6 +132,8 @@ def of_validation(faults: Sequence[Any]) -> Problem:
     place = [str(each) for each in fault["loc"][1:]]
     if fault["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {fault['ctx']['error']}, at character {place[0]}")
+    if fault["type"] == "string_unicode":
+        return Problem(400, "the body holds half a character (a lone surrogate)", code="invalid_value")
     if not place:
         return Problem(400, "the body must be a JSON object, sent as Content-Type: application/json")
     name = place[0]

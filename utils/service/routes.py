@@ -108,8 +108,11 @@ def others(known: APIRouter) -> APIRouter:
     """Refuses, in OpenAI's form, what is asked below /v1 and is not known; a page that is mounted at / would answer."""
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/v1/{rest:path}", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-    async def nothing(rest: str, request: Request) -> None:
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+    @router.api_route("/v1", methods=methods)
+    @router.api_route("/v1/{rest:path}", methods=methods)
+    async def nothing(request: Request) -> None:
         allowed = {
             method
             for route in known.routes
