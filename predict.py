@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils import distributed, loading, prediction, questions, result_rows, run_lock
 
     loading.quiet_libraries()
-    result_rows.require_writable(flags.result_dir)
     distributed.start()
-    lock = run_lock.held(flags.result_dir, distributed.say) if distributed.is_main() else nullcontext()
-    with lock:
+    with ExitStack() as held:
+        if distributed.is_main():
+            held.enter_context(result_rows.writable(flags.result_dir))
+            held.enter_context(run_lock.held(flags.result_dir, distributed.say))
         asked = distributed.decided_by_main(lambda: questions.survey(parts))
         answerer = who_answers(flags, settings)
         for line in answerer.said:

@@ -112,6 +112,7 @@ SEEDS = [
     for command in commands(REPOSITORY / "README.md")
     if any(f"--model_type {family}" in command for family in ("llama", "bloom", "chatglm"))
     and "--device_memory" not in command
+    and "--lora_dir" not in command
 ] + ["python3 generate.py --size 7 --data alpaca-belle-cot"]  # the seeds' English page, from before --model_type
 
 
@@ -130,6 +131,21 @@ def test_without_network_the_seeds_commands_reach_the_model_and_say_what_to_do(
     assert "Give a local directory to --model_name_or_path; or name a mirror with HF_ENDPOINT" in message
     assert "HF_TOKEN" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_is_no_adapter_is_said_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seeds' commands with `--lora_dir xxx`, word for word."""
+    monkeypatch.chdir(tmp_path)
+    asked = [command for command in commands(REPOSITORY / "README.md") if "--lora_dir xxx" in command]
+    assert len(asked) >= 2
+    for command in asked:
+        found = script_and_arguments(command)
+        assert found is not None
+        assert {"predict.py": predict, "server.py": server}[found[0]].main(found[1]) == 1
+        assert "there is no directory xxx" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -156,6 +172,8 @@ def test_the_seeds_commands_are_in_the_readme() -> None:
         "python3 generate.py --data alpaca-belle-cot --model_type llama",
         "python3 generate.py --data alpaca-belle-cot --model_type chatglm",
         "python3 generate.py --data alpaca-belle-cot --model_type bloom",
+        "python3 predict.py --model_type chatglm --data for_dict_data --lora_dir xxx --result_dir yyy",
+        "python3 server.py --model_type chatglm --lora_dir xxx",
     ):
         assert part in text, part
 

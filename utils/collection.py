@@ -135,7 +135,7 @@ def show_lines(key: str, spec: DatasetSpec, parts: Sequence[str]) -> list[str]:
 def sample_lines(path: Path) -> list[str]:
     """The first rows of a file, shortened."""
     lines = []
-    for row in islice(read_rows(path), SAMPLE_ROWS):
+    for row in islice(read_rows(path, answered=False), SAMPLE_ROWS):
         text = json.dumps(row.record, ensure_ascii=False, indent=2)
         lines.append(text if len(text) <= SAMPLE_CHARACTERS else f"{text[:SAMPLE_CHARACTERS]}…")
     return lines

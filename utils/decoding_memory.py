@@ -30,10 +30,11 @@ def free() -> int:
 
 
 def bytes_a_position(model: Any) -> int | None:
-    """Of the keys and values of one token, in every layer; None where the model does not keep them in one shape."""
+    """Of the keys and values of one token, in every layer; None where the model does not keep them in one shape, or,
+    empty, cannot say it."""
     try:
         layers, heads, width = targets.cache_shape(model)
-    except ValueError:
+    except (ValueError, RuntimeError):  # some decide by a number that an empty model does not have
         return None
     return 2 * layers * heads * width * model.dtype.itemsize
 

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -31,14 +31,24 @@ OURS = ("generate", "finish_reason", "prompt_tokens", "new_tokens", "cut_tokens"
 """Fields that are put beside a record's own."""
 
 
-def require_writable(directory: Path) -> None:
-    """`ValueError` where nothing can be written to `directory`; makes it where it is missing."""
+@contextmanager
+def writable(directory: Path) -> Iterator[None]:
+    """While it holds, `directory` is there; afterwards it is gone again if nothing was put into it.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise ValueError(f"--result_dir {directory} cannot be written to ({error.strerror}): choose another") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def row_id(number: int, content: str) -> str:
