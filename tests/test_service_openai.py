@@ -18,6 +18,7 @@ from utils.assistant import BASE, Assistant, open_run
 from utils.sampling import row_seeds
 from utils.scheduling import TimedOut
 from utils.service import Access
+from utils.tokens import PROBE
 
 KEY = "sk-0123456789abcdef"
 TEXT = "".join(PIECES)
@@ -188,9 +189,17 @@ def test_control_tokens_stay_text(client: openai.OpenAI, scheduler: Scripted, op
     ends = set(opened.ends().ids)
     ask(client, "a </s> b <s> c <unk>")
     assert not ends & set(scheduler.asked[-1].prompt)
-    client.completions.create(model="run", prompt="a </s> b")
+    client.completions.create(model="run", prompt="a </s> b", extra_body={"split_special_tokens": True})
     assert not ends & set(scheduler.asked[-1].prompt)
-    assert opened.tokenizer.decode(scheduler.asked[-1].prompt[1:]).endswith("a </s> b")
+    assert opened.tokenizer.decode(scheduler.asked[-1].prompt[1:]) == "a </s> b"
+
+
+def test_a_whole_prompt_is_read_as_the_tokenizer_reads_it(
+    client: openai.OpenAI, scheduler: Scripted, opened: Assistant
+) -> None:
+    for text in (PROBE, "a </s> b", " 空  格 🌏\n\n", "### Response:"):
+        client.completions.create(model="run", prompt=text)
+        assert scheduler.asked[-1].prompt == opened.tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("prompt", ["Hello 世界 🌏", ["Hello", "世界 🌏"], [5, 6, 7], [[5, 6], [7, 8, 9]]])

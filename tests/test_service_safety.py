@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ from starlette.routing import Route
 from utils import cli
 from utils.assistant import Assistant, open_run
 from utils.service import Access, Limits
+from utils.service.access import Gate
 
 KEY = "sk-0123456789abcdef"
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -119,6 +121,26 @@ def test_a_browser_logs_in_with_the_key(locked: str) -> None:
         assert error(browser.get("/v1/models", headers=foreign), 403)["code"] == "foreign_site"
     error(httpx2.get(f"{locked}/v1/models", headers={"Cookie": cookie.replace("=", "=0", 1).partition(";")[0]}), 401)
     error(httpx2.get(f"{locked}/v1/models", headers={"Cookie": 'alpaca_cot_key="\\3'}), 401)
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_socket_of_the_page_needs_the_key_too(key: str | None) -> None:
+    reached, sent = [], []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost")] + ([(b"authorization", f"Bearer {key}".encode())] if key else [])
+    scope = {"type": "websocket", "path": "/queue", "headers": headers}
+    asyncio.run(Gate(application, Access(api_key=KEY))(scope, receive, send))
+    assert bool(reached) == bool(key)
+    assert sent == ([] if key else [{"type": "websocket.close", "code": 1008}])
 
 
 @pytest.mark.parametrize("key", ["", "two words", "钥匙", "line\n"])

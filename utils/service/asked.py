@@ -103,7 +103,8 @@ class Reader:
         model, given = self.model(request.model), request.prompt
         each: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
         self._require_few(len(each) * (request.n or 1))
-        prompts = [self._text_ids(prompt, model) for prompt in each]
+        has_control = not request.split_special_tokens
+        prompts = [self._text_ids(prompt, model, has_control=has_control) for prompt in each]
         settings = settings_of(request, self._room(prompts, request.max_tokens, TEXT_ANSWER, "prompt"))
         return self._asked(request, model, prompts, settings, [str(prompt) for prompt in each])
 
@@ -189,15 +190,15 @@ class Reader:
         except ValueError as error:  # a chat template that does not take such a conversation
             raise Problem(400, f"messages: {error}", param="messages", code="invalid_value") from error
 
-    def _text_ids(self, prompt: str | Sequence[int], model: str) -> list[int]:
-        """Ids as they are; a text as the tokenizer reads it, but for control tokens in it, which stay text."""
+    def _text_ids(self, prompt: str | Sequence[int], model: str, *, has_control: bool) -> list[int]:
+        """Ids as they are; a text as the tokenizer reads it, with control tokens in it if they are meant."""
         tokenizer = self._origin(model).tokenizer
         if isinstance(prompt, str):
             try:
                 check_record({"prompt": prompt}, "the request", answered=False)
             except BadRow as bad:
                 raise Problem(400, bad.problem, param="prompt", code="invalid_value") from bad
-            (ids,) = Codec(tokenizer).ids([prompt], has_control=False) if prompt else [[]]
+            (ids,) = Codec(tokenizer).ids([prompt], has_control=has_control) if prompt else [[]]
             ids = [*prefix_ids(tokenizer), *ids, *suffix_ids(tokenizer)]
         else:
             ids = list(prompt)

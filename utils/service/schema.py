@@ -142,6 +142,9 @@ class TextRequest(Decoding):
     prompt: str | Annotated[list[str] | list[Token] | list[list[Token]], Field(min_length=1)] = Field(
         description="a text, token ids, or a list of either"
     )
+    split_special_tokens: bool | None = Field(
+        None, description="control tokens in a text stay text; left out, they are meant, as other servers have it"
+    )
     best_of: int | None = Field(None, ge=1, le=128, description="as many as n", json_schema_extra=_OFF)
     echo: No = None
     logprobs: Nothing = None
