@@ -18,6 +18,7 @@ SCRIPTS = {
     "evaluate": 150,
     "merge": 110,
     "predict": 150,
+    "web": 150,
     "prepare_data": 170,
     "server": 130,
 }

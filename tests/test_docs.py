@@ -17,6 +17,7 @@ import predict
 import prepare_data
 import server
 import uniform_finetune
+import web
 from utils import catalog, collection
 from utils.cli import Parser
 from utils.settings import resolve
@@ -27,6 +28,7 @@ PARSERS = {
     "evaluate.py": evaluate.make_parser,
     "merge.py": merge.make_parser,
     "predict.py": predict.make_parser,
+    "web.py": web.make_parser,
     "prepare_data.py": prepare_data.make_parser,
     "server.py": server.make_parser,
 }
@@ -143,7 +145,7 @@ def test_a_place_that_is_no_adapter_is_said_and_nothing_is_left(
     for command in asked:
         found = script_and_arguments(command)
         assert found is not None
-        assert {"predict.py": predict, "server.py": server}[found[0]].main(found[1]) == 1
+        assert {"predict.py": predict, "server.py": server, "web.py": web}[found[0]].main(found[1]) == 1
         assert "there is no directory xxx" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
 
@@ -174,6 +176,7 @@ def test_the_seeds_commands_are_in_the_readme() -> None:
         "python3 generate.py --data alpaca-belle-cot --model_type bloom",
         "python3 predict.py --model_type chatglm --data for_dict_data --lora_dir xxx --result_dir yyy",
         "python3 server.py --model_type chatglm --lora_dir xxx",
+        "python3 web.py --model_type chatglm --lora_dir xxx",
     ):
         assert part in text, part
 
