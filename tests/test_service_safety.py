@@ -6,9 +6,11 @@ import asyncio
 import json
 import logging
 import re
+import resource
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +229,7 @@ def test_unknown_places_and_methods(url: str) -> None:
         error(httpx2.get(url + path), 404)
     for method, path in (("GET", "/v1/chat/completions"), ("DELETE", "/v1/models/run"), ("PUT", "/v1/completions")):
         reply = httpx2.request(method, url + path)
-        assert error(reply, 405)["message"].startswith(f"{path} does not take {method}")
+        assert error(reply, 405)["message"] == f"{path} does not take {method}, but {reply.headers['Allow']}"
         assert reply.headers["Allow"] in ("POST", "GET")
 
 
@@ -417,3 +419,19 @@ def test_the_scheduler_ends_with_the_service(opened: Assistant) -> None:
     with serving(opened, scheduler):
         assert not scheduler.closed
     assert scheduler.closed
+
+
+def test_a_thousand_connections_that_say_nothing(url: str) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most[1]), most[1]))  # both ends are of this process
+    host, port = url.removeprefix("http://").split(":")
+    try:
+        with ExitStack() as idle:
+            for number in range(1000):
+                connection = idle.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: loc"[: number % 40])
+            assert httpx2.get(f"{url}/health", timeout=20).status_code == 200
+            assert httpx2.post(f"{url}/v1/chat/completions", json=CHAT, timeout=20).status_code == 200
+        assert httpx2.get(f"{url}/health", timeout=20).status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)

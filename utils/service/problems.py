@@ -119,7 +119,7 @@ def of_status(status: int, detail: str, request: Request, headers: Mapping[str, 
         return Problem(404, f"there is no {request.method} {request.url.path}; /docs lists what there is")
     if status == 405:
         allowed = (headers or {}).get("Allow", "")
-        words = f": {allowed}" if allowed else ""
+        words = f", but {allowed}" if allowed else ""
         return Problem(405, f"{request.url.path} does not take {request.method}{words}", headers=headers)
     if status == 400:
         detail = "the body cannot be read: send JSON in UTF-8, not nested too deeply"
