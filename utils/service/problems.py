@@ -145,11 +145,17 @@ def of_validation(faults: Sequence[Any]) -> Problem:
     if is_off(name):
         message = f"{name} is not supported here, and without it the answer would be another: leave it out"
         return Problem(400, message, param=name, code="unsupported_parameter")
-    members = {tuple(each["loc"][1:3]) for each in faults if str(each["loc"][1:2]) == str(fault["loc"][1:2])}
-    if expected := known_fields().get(name, "") if len(members) > 1 and len(place) <= 3 and name != "messages" else "":
+    if expected := _of_several_types(name, faults):
         return Problem(400, f"{name}: expected {expected}", param=name, code="invalid_value")
     path = ".".join(each for each in place if each.replace("_", "").isalnum())
     return Problem(400, f"{path}: {_lower(fault['msg'])}", param=path, code="invalid_value")
+
+
+def _of_several_types(name: str, faults: Sequence[Any]) -> str:
+    """What the field may hold, if it has several types, each of which pydantic found a fault with; else nothing."""
+    places = [fault["loc"] for fault in faults if fault["loc"][1] == name and len(fault["loc"]) > 2]
+    types = {place[2] for place in places if isinstance(place[2], str)}
+    return known_fields()[name] if len(types) > 1 else ""
 
 
 def _lower(text: str) -> str:
