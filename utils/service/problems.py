@@ -153,7 +153,7 @@ def of_validation(faults: Sequence[Any]) -> Problem:
 
 def _of_several_types(name: str, faults: Sequence[Any]) -> str:
     """What the field may hold, if it has several types, each of which pydantic found a fault with; else nothing."""
-    places = [fault["loc"] for fault in faults if fault["loc"][1] == name and len(fault["loc"]) > 2]
+    places = [fault["loc"] for fault in faults if fault["loc"][1:2] == (name,) and fault["loc"][2:]]
     types = {place[2] for place in places if isinstance(place[2], str)}
     return known_fields()[name] if len(types) > 1 else ""
 
