@@ -117,8 +117,8 @@ def _frame(answering: Answering, parameters: Parameters) -> tuple[Shared, Any, t
                 info=Text("page.model_info"),
                 elem_id="model",
             )
+            shows_prompt = put(gradio.Checkbox, False, label=Text("page.prompt_wanted"), elem_id="shows-prompt")
             with put(gradio.Accordion, label=Text("page.settings"), open=False, elem_id="settings"):
-                shows_prompt = put(gradio.Checkbox, False, label=Text("page.prompt_wanted"), elem_id="shows-prompt")
                 sliders = parameters.components(labels)
                 reset = put(gradio.Button, Text("page.reset"), size="sm", elem_id="reset")
                 share = put(gradio.Button, Text("page.share"), size="sm", elem_id="share")

@@ -40,7 +40,11 @@ CSS = """
 .picture img { max-width: 100%; height: auto; background: white; }
 @media (max-width: 640px) {
   .gradio-container { padding: 6px !important; }
-  #head { flex-wrap: wrap; }
+  .gradio-container main { padding: 4px !important; }
+  #head { padding-top: 4px; }
+  #head p { display: none; }
+  #tabs .tab-container button { padding: 0 9px; }
+  #chat { height: max(220px, calc(100vh - 380px)) !important; }
 }
 """
 

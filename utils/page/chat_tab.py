@@ -35,6 +35,7 @@ def build(page: Shared) -> None:
     chatbot = put(
         gradio.Chatbot,
         label=Text("chat.conversation"),
+        show_label=False,
         placeholder=Text("chat.placeholder"),
         height="58vh",
         editable="user",

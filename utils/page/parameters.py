@@ -110,14 +110,15 @@ class Parameters:
         return urlencode({**others, **{name: str(value).lower() for name, value in changed.items()}})
 
     def _checked(self, name: str, text: str) -> Any:
+        """The value, or a `ValueError` that says in any language what it must be."""
         kind = cli.GENERATION[name][1] if name in cli.GENERATION else cli.natural_int
+        least, most, _ = self.bounds.get(name, (0, LARGEST_SEED if name == SEED else 1, 1))
         try:
             value = kind(text[:40])
-        except (argparse.ArgumentTypeError, OverflowError) as error:
-            raise ValueError(f"{name}: {error}") from error
-        least, most, _ = self.bounds.get(name, (0, LARGEST_SEED, 1))
-        if not least <= value <= most:
-            raise ValueError(f"{name} {text[:40]}: {least:g} … {most:g}")
+        except (argparse.ArgumentTypeError, OverflowError):
+            value = None
+        if value is None or not least <= value <= most:
+            raise ValueError(f"{name} = {text[:40]!r} ({least:,} … {most:,})")
         return value
 
 
