@@ -43,3 +43,21 @@ def test_a_tokenizer_that_does_more_than_its_rust_half_is_called_itself(tokenize
 def test_unk_is_no_control_token(tokenizer: Any) -> None:
     assert tokenizer.eos_token_id in control_ids(tokenizer)
     assert tokenizer.unk_token_id not in control_ids(tokenizer) - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+
+
+def test_threads_that_share_a_tokenizer_get_what_they_asked_for(tokenizer: Any) -> None:
+    """Whether `</s>` is four characters or EOS is a setting of the tokenizer, not of a call."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from utils.tokens import Codec, prefix_ids
+
+    text = "说 </s> 三次 </s> 🌏 </s>"
+    expected = {control: Codec(tokenizer).ids([text], has_control=control) for control in (False, True)}
+    assert expected[True] != expected[False]
+
+    def ask(number: int) -> bool:
+        control = number % 2 == 0
+        return Codec(tokenizer).ids([text], has_control=control) == expected[control] and prefix_ids(tokenizer) == [1]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ask, range(600)))

@@ -16,6 +16,11 @@ PROBE = "A  sample,\n\n样本 🌏 <s></s> of\ttext "
 """Has what tokenizers differ in: doubled spaces, lines, Chinese, an emoji, control tokens typed as text."""
 
 
+_SETTINGS = threading.RLock()
+"""A Rust tokenizer's settings, whether control tokens are meant among them, are its own and no call's: between being
+set and being used, no other thread may set them. transformers' own calls set them, too."""
+
+
 class Tokenizer(Protocol):
     """What encoding needs of a tokenizer; transformers' have it."""
 
@@ -47,8 +52,7 @@ def require_eos(tokenizer: Tokenizer) -> int:
 
 def prefix_ids(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer itself puts before a text, usually BOS or nothing."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    dressed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    plain, dressed = _plain_and_dressed(tokenizer)
     for start in range(len(dressed) - len(plain) + 1):
         if dressed[start : start + len(plain)] == plain:
             return list(dressed[:start])
@@ -57,10 +61,14 @@ def prefix_ids(tokenizer: Tokenizer) -> list[int]:
 
 def suffix_ids(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer itself puts after a prompt, EOS excepted; for most nothing, for ChatGLM-6B `[gMASK] <sop>`."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    dressed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    plain, dressed = _plain_and_dressed(tokenizer)
     after = dressed[len(prefix_ids(tokenizer)) + len(plain) :]
     return [token for token in after if token != tokenizer.eos_token_id]
+
+
+def _plain_and_dressed(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    with _SETTINGS:
+        return tuple(list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))  # pyright: ignore[reportReturnType]
 
 
 def control_ids(tokenizer: Tokenizer) -> set[int]:
@@ -100,7 +108,6 @@ class Codec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self._settings = threading.Lock()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._backend = backend if hasattr(backend, "encode_batch_fast") else None
         if self._backend is not None and not all(
@@ -121,7 +128,7 @@ class Codec:
             return []
         if self._backend is None:
             return self._ids_by_call(texts, has_control=has_control)
-        with self._settings:  # they are the tokenizer's, whichever thread asks
+        with _SETTINGS:
             self._backend.no_truncation()
             self._backend.no_padding()
             self._backend.encode_special_tokens = not has_control
@@ -135,7 +142,9 @@ class Codec:
         return self._backend.decode_batch([list(row) for row in ids], skip_special_tokens=False)
 
     def _ids_by_call(self, texts: Sequence[str], *, has_control: bool) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not has_control)["input_ids"]
+        with _SETTINGS:
+            found = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not has_control)
+        return found["input_ids"]
 
     def _text_by_call(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
