@@ -171,6 +171,7 @@ def main() -> int:
     parser.add_argument("--contestants", nargs="+", metavar="NAME")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--result", default="predict_throughput", help="name of the file of results")
     parser.add_argument("--alone", type=int, default=64, help="rows decoded one by one, to be compared")
     parser.add_argument("--environments", type=Path, default=Path("~/.cache/alpaca_cot_benchmarks").expanduser())
     flags = parser.parse_args()
@@ -180,7 +181,7 @@ def main() -> int:
     from utils.templates import get_template
 
     loading.quiet_libraries()
-    distributed.set_threads()
+    threads, _ = distributed.set_threads()
     everyone, tokenizer = contestants(flags.environments, flags.batch_size)
     asked = questions(flags.rows)
     prompts = [encode_prompt(record, get_template("alpaca"), tokenizer) for record in asked]
@@ -204,9 +205,14 @@ def main() -> int:
     results = summary(seen, answers)
     if flags.alone and "ours" in answers:
         results["alone"] = alone(everyone["ours"][0], prompts, answers["ours"], flags.alone)
-    results["conditions"] = {"rows": len(prompts), "new_tokens": NEW_TOKENS, "batch_size": flags.batch_size}
+    results["conditions"] = {
+        "rows": len(prompts),
+        "new_tokens": NEW_TOKENS,
+        "batch_size": flags.batch_size,
+        "threads": threads,
+    }
     results["conditions"]["prompt_tokens_median"] = statistics.median(map(len, prompts))
-    environment.write("predict_throughput", ["python3", *sys.argv], results)
+    environment.write(flags.result, ["python3", *sys.argv], results)
     return 0
 
 
