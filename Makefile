@@ -1,12 +1,13 @@
 # make demo    the whole story on the bundled tiny base: train, answer before and after, accuracy
 # make test    install what the tests need and run them all
 # make check   lint, types and tests, as CI does
+# make advisories    asks PyPI whether anything that we pin has a known weakness
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := saved_models/tiny_base_cot_sample
 
-.PHONY: demo test check lint types format install clean
+.PHONY: demo test check advisories lint types format install clean
 
 demo: $(VENV)/installed
 	$(BIN)/python uniform_finetune.py --overwrite
@@ -24,6 +25,10 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/pyright
+
+advisories: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet "pip-audit>=2.9,<3"
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
