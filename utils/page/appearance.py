@@ -23,12 +23,14 @@ CSS = """
 #head > * { flex: 1 1 auto; min-width: 0; }
 #language { flex: 0 0 auto; width: auto; }
 #chat { height: max(260px, calc(100vh - 400px)) !important; }
-.heading { font-weight: 600; }
+#head > * { min-width: 0 !important; }
+.heading p { font-weight: 600; }
+.wide tr, .wide tbody, .wide thead { border: 0 !important; }
 .status { min-height: 1.6em; color: var(--body-text-color-subdued); }
 .wide { overflow-x: auto; }
-.wide table { border-collapse: collapse; font-size: 0.92em; }
+.wide table { border: 0 !important; border-collapse: collapse; font-size: 0.92em; }
 .wide th, .wide td { text-align: left; vertical-align: top; padding: 3px 10px; overflow-wrap: break-word;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+  word-break: normal; border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .exact { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; font-family: var(--font-mono);
   font-size: 0.92em; max-height: 60vh; overflow-y: auto; padding: 10px; border-radius: 8px;
   border: 1px solid var(--border-color-primary); }
@@ -39,9 +41,8 @@ CSS = """
 .answer .answer { border: 0; padding: 0; min-height: 0; }
 .picture img { max-width: 100%; height: auto; background: white; }
 @media (max-width: 640px) {
+  #language label { padding: 4px 8px; }
   .gradio-container { padding: 6px !important; }
-  .gradio-container main { padding: 4px !important; }
-  #head { padding-top: 4px; }
   #head p { display: none; }
   #tabs .tab-container button { padding: 0 9px; }
   #chat { height: max(220px, calc(100vh - 380px)) !important; }
@@ -49,7 +50,9 @@ CSS = """
 """
 
 HEAD = f"""
-<meta name="referrer" content="same-origin">
+<style>
+@media (max-width: 640px) {{ .gradio-container > .main {{ padding: 4px !important; }} }}
+</style>
 <script>
 (() => {{
   const plain = (text) => text.replace(/([<!]){JOINER}/g, "$1");
@@ -67,7 +70,8 @@ HEAD = f"""
 }})();
 </script>
 """
-"""What is copied is what was written (`utils.page.markup`)."""
+"""Margins that a phone has no room for, outside of what Gradio lets `CSS` reach; and what is copied is what was written
+(`utils.page.markup`)."""
 
 
 def theme() -> Base:

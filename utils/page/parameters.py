@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import gradio
 
 from utils import cli
+from utils.conversation import Room
 from utils.page.texts import Labels, Text, Trouble
 
 SLIDERS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
@@ -44,9 +45,10 @@ class Parameters:
     def of(cls, context: int | None, flags: argparse.Namespace | None = None) -> Parameters:
         """Those of a model; the defaults are those of the flags, as far as a slider has them."""
         bounds = dict(SLIDERS)
+        values = {name: getattr(flags, name, row[0]) for name, row in cli.GENERATION.items()}
         if context is not None:
             bounds["max_new_tokens"] = (1, min(SLIDERS["max_new_tokens"][1], max(1, context - 1)), 1)
-        values = {name: getattr(flags, name, row[0]) for name, row in cli.GENERATION.items()}
+            values["max_new_tokens"] = Room(context=context, longest_answer=values["max_new_tokens"]).kept
         if getattr(flags, "greedy", False):
             values |= cli.greedy_settings(values["max_new_tokens"])
         for name, (least, most, _) in bounds.items():
