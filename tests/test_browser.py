@@ -25,6 +25,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser here: apt install chromium")
 expect = sync_api.expect
+expect.set_options(timeout=15_000)  # of a machine that has other things to do
 
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 PARTS = {"chat": "chat", "instruction": "instruction-answer", "compare": "compare-plain-0"} | {
@@ -203,8 +204,11 @@ def test_a_conversation_in_english_and_chinese_streams_token_by_token(
     answer.say(" begin with,\n\n1. **three**")
     expect(bubbles(tab, "bot").last).to_contain_text("begin with")
     expect(bubbles(tab, "bot").last.locator("strong")).to_have_text("three")
+    tab.locator("#chat-question textarea").fill("the next one")
+    answer.say(" again")
     answer.end()
     expect(tab.locator("#chat-status")).to_contain_text("tokens/s")
+    expect(tab.locator("#chat-question textarea")).to_have_value("the next one")
     expect(tab.locator("#chat-send")).to_be_visible()
 
     server.scheduler.script.append(Scripted("三加四", "等于七。🌏"))
@@ -340,7 +344,7 @@ def test_a_dataset_s_trained_tokens_and_a_run_s_loss_are_shown(opening: Opening,
     assert "### Response:" not in mask.locator("mark").inner_text()
     expect(mask.locator("mark kbd")).to_have_text("</s>")
     tab.locator("#data-after").click()
-    expect(tab.locator("#data-figures")).to_contain_text("2:")
+    expect(tab.locator("#data-figures")).to_contain_text("row 2:")
     assert mask.inner_text() != first
     expect(tab.locator("#data-tags")).to_contain_text("Apache-2.0")
     picture(tab, "data", tmp_path)
@@ -371,14 +375,21 @@ def test_settings_travel_in_a_link_and_what_it_cannot_ask_for_is_said(server: Se
     expect(other.locator("#parameter-temperature")).to_contain_text("贪心")
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(server: Server, opening: Opening, tmp_path: Path) -> None:
-    tab = opening(locale="zh-CN", viewport=PHONE, phone=True)
+@pytest.mark.parametrize(("locale", "language"), [("zh-CN", "zh"), ("en-GB", "en")])
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(
+    server: Server, opening: Opening, tmp_path: Path, locale: str, language: str
+) -> None:
+    tab = opening(locale=locale, viewport=PHONE, phone=True)
     server.scheduler.script.append(Scripted("很长的回答，" * 20 + "x" * 300))
     ask(tab, "在手机上也能用吗？" + "y" * 200)
     expect(bubbles(tab, "bot").last).to_contain_text("xxx")
     for name in PARTS:
-        go_to(tab, name, "zh")
+        go_to(tab, name, language)
         expect(tab.locator(f"#{PARTS[name]}")).to_be_visible()
         picture(tab, f"phone-{name}", tmp_path)
         wide, viewport = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert wide <= viewport == PHONE["width"], name
+        for part in (*tab.locator("#language label, #tabs [role=tab]:visible").all(), tab.locator(f"#{PARTS[name]}")):
+            box = part.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= PHONE["width"], name

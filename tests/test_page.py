@@ -328,7 +328,7 @@ def test_what_goes_wrong_is_said_in_the_reader_s_language_and_nothing_is_lost(
     if kept:
         assert new.exchanges[-1].answer == "half"
         assert new.exchanges[-1].ended == "interrupted"
-        assert box == ""
+        assert box == gradio.skip()  # emptied when the answer began
     else:
         assert box == "还在吗？"
         assert [turn["content"] for turn in messages] == ["q", "a"]

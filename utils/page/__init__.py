@@ -49,7 +49,8 @@ def blocks(
         answering.interrupt(str(request.session_hash))
 
     with gradio.Blocks(title=say("page.title", "en"), analytics_enabled=False, fill_width=True) as made:
-        page, tabs, share = _frame(answering, Parameters.of(answering.context, flags))
+        with gradio.Column(visible=False) as everything:  # until it speaks the browser's language
+            page, tabs, beside = _frame(answering, Parameters.of(answering.context, flags))
         with tabs:
             for tab in (chat_tab, instruction_tab, compare_tab):
                 with page.labels.put(gradio.Tab, label=Text(f"tab.{tab.PLACE}"), id=tab.PLACE):
@@ -58,7 +59,7 @@ def blocks(
                 data_tab.build(page, data_tab.here() if datasets is None else datasets)
             with page.labels.put(gradio.Tab, label=Text("tab.runs"), id="runs"):
                 runs_tab.build(page, runs_tab.listed(answering) if runs is None else runs)
-        _connect(made, page, *share)
+        _connect(made, page, everything, *beside)
         made.unload(leave)
     made.queue(api_open=False, max_size=LARGEST_QUEUE, default_concurrency_limit=8)
     return made
@@ -142,7 +143,9 @@ def _frame(answering: Answering, parameters: Parameters) -> tuple[Shared, Any, t
     return page, tabs, (notice, reset, share, link)
 
 
-def _connect(made: gradio.Blocks, page: Shared, notice: Any, reset: Any, share: Any, link: Any) -> None:
+def _connect(
+    made: gradio.Blocks, page: Shared, everything: Any, notice: Any, reset: Any, share: Any, link: Any
+) -> None:
     """What happens when the page opens, and what the components beside the tabs do."""
     labels, parameters = page.labels, page.parameters
 
@@ -157,7 +160,7 @@ def _connect(made: gradio.Blocks, page: Shared, notice: Any, reset: Any, share: 
             model = page.answering.models[0]
         told = say("page.refused", language, what=harmless("; ".join(refused))) if refused else ""
         shown = gradio.update(value=told, visible=bool(told))
-        return (language, model, shown, *values.values(), *labels.updates(language))
+        return (gradio.update(visible=True), language, model, shown, *values.values(), *labels.updates(language))
 
     def address(request: gradio.Request, *values: Any) -> Any:
         """A link to this page with these settings."""
@@ -172,7 +175,9 @@ def _connect(made: gradio.Blocks, page: Shared, notice: Any, reset: Any, share: 
         return gradio.update(value=f"{request.headers.get('origin', '')}{place}/?{query}", visible=True)
 
     quietly: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    start = made.load(opened, None, [page.language, page.model, notice, *page.sliders, *labels.components], **quietly)
+    start = made.load(
+        opened, None, [everything, page.language, page.model, notice, *page.sliders, *labels.components], **quietly
+    )
     for show, inputs, outputs in page.on_open:
         start.then(show, inputs, outputs, show_progress="minimal")
     page.language.input(labels.updates, page.language, labels.components, **quietly)

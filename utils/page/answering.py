@@ -61,8 +61,6 @@ class Reply:
     """An answer so far."""
 
     text: str = ""
-    pieces: int = 0
-    """In how many it came."""
     ended: Literal["", "stop", "length", "interrupted"] = ""
     """Empty: more may come."""
     tokens: int = 0
@@ -70,7 +68,7 @@ class Reply:
     used: int = 0
     """Tokens of prompt and answer together, once it has ended."""
     seconds: float = 0.0
-    """Since its first piece: how long it waited is not its speed. Since it was asked, where it came in one piece."""
+    """Since it was asked."""
     trouble: Trouble | None = None
     """Why it ended before its time."""
 
@@ -158,13 +156,12 @@ class Answering:
         asked = _Asked(ticket=self._submitted(question))
         mine = self._under_way.setdefault((session, place), set())
         mine.add(asked)
-        asked_at, began, shown = time.monotonic(), 0.0, 0.0
+        began, shown = time.monotonic(), 0.0
         reply = Reply()
         try:
             yield reply
             async for piece in asked.ticket:
-                began = began or time.monotonic()
-                reply = replace(reply, text=reply.text + piece, pieces=reply.pieces + 1)
+                reply = replace(reply, text=reply.text + piece)
                 if time.monotonic() - shown >= SHOWN_EVERY:
                     shown = time.monotonic()
                     yield reply
@@ -184,7 +181,7 @@ class Answering:
             mine.discard(asked)
             if not mine:
                 self._under_way.pop((session, place), None)
-        yield replace(reply, seconds=time.monotonic() - (began if reply.pieces > 1 else asked_at))
+        yield replace(reply, seconds=time.monotonic() - began)
 
     async def all_replies(self, questions: Sequence[Question], session: str, place: str) -> AsyncGenerator[list[Reply]]:
         """The answers to several questions as they grow, side by side. All are in the queue, or none.

@@ -162,12 +162,13 @@ class Talk:
         try:
             prompt, asked = await asyncio.to_thread(self._prepared, earlier, question, system, wish, seed)
             shown = self._page.prompt_of(wish, asked)
-            reply, status = Reply(), ""
+            reply, status, field = Reply(), "", ""
             async with aclosing(self._answering.replies(asked, session, PLACE)) as replies:
                 async for reply in replies:
                     status = self._page.status(reply, language, forgotten=prompt.forgotten)
                     so_far = [*messages(earlier), *_turns(question, reply.text)]
-                    yield (so_far, "", status, _SAME, shown, *buttons(True))
+                    yield (so_far, field, status, _SAME, shown, *buttons(True))
+                    field = _SAME  # emptied once: the next question may be written while this one is answered
         except Trouble as trouble:
             yield (messages(state), question, trouble.said(language), _SAME, _SAME, *buttons(False))
             return
@@ -178,7 +179,7 @@ class Talk:
         grown = replace(earlier, exchanges=[*earlier.exchanges, exchange], forgotten=prompt.forgotten)
         if not asked.settings["do_sample"] and seed is not None:
             status += f" · {say('status.same_again', language)}"
-        yield (messages(grown), "", status, grown, shown, *buttons(False))
+        yield (messages(grown), _SAME, status, grown, shown, *buttons(False))
 
     def _prepared(
         self, earlier: Conversation, question: str, system: str, wish: Wish, seed: int | None

@@ -118,7 +118,7 @@ class Browser:
         rows = self._rows(key)
         number = min(max(number, 1), len(rows))
         row = rows[number - 1]
-        origin = f"{key}, {say('data.row', language)} {number}"
+        origin = say("data.origin", language, name=key, number=number)
         tokenizer = self._page.answering.opened.origin(model).tokenizer
         try:
             outcome = self._encoder(model)([row])[0]
