@@ -5,10 +5,12 @@ machine for anything, or has a request fail."""
 from __future__ import annotations
 
 import asyncio
+import http.client
 import queue
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,23 +101,39 @@ class Server:
     scheduler: Switch
 
 
-@pytest.fixture(scope="module")
-def server(finished: Path) -> Iterator[Server]:
+@contextmanager
+def served(application: Any) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """(the address of a real server, a function that ends it and says whether it has within two seconds)."""
     import uvicorn
 
-    opened = assistant.open_run(finished)
-    scheduler = Switch(scheduling.Scheduler(opened))
-    application = service.application(opened, scheduler, access=service.Access(api_key=None))  # pyright: ignore[reportArgumentType]
-    page.mount(application, page.blocks(opened, scheduler))
-    running = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    config = uvicorn.Config(application, port=0, log_level="warning", timeout_graceful_shutdown=8)
+    running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     while not running.started:
         assert thread.is_alive()
-    port = running.servers[0].sockets[0].getsockname()[1]
-    yield Server(address=f"http://127.0.0.1:{port}/", scheduler=scheduler)
-    running.should_exit = True
-    thread.join(10)
+
+    def end() -> bool:
+        running.should_exit = True
+        thread.join(2)
+        return not thread.is_alive()
+
+    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/", end
+    end()
+
+
+@pytest.fixture(scope="module")
+def opened(finished: Path) -> Any:
+    return assistant.open_run(finished)
+
+
+@pytest.fixture(scope="module")
+def server(opened: Any) -> Iterator[Server]:
+    scheduler = Switch(scheduling.Scheduler(opened))
+    application = service.application(opened, scheduler, access=service.Access(api_key=None))  # pyright: ignore[reportArgumentType]
+    page.mount(application, page.blocks(opened, scheduler))
+    with served(application) as (address, _):
+        yield Server(address=address, scheduler=scheduler)
     scheduler.real.close(wait=1)
 
 
@@ -393,3 +411,19 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(
             box = part.bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= PHONE["width"], name
+
+
+def test_a_server_that_ends_does_not_wait_for_open_pages(opened: Any) -> None:
+    import fastapi
+
+    application = fastapi.FastAPI()
+    scheduler = scheduling.Scheduler(opened)
+    gate = page.mount(application, page.blocks(opened, scheduler))
+    gate.close()  # nobody has come yet
+    with served(application) as (address, end):
+        connection = http.client.HTTPConnection(urlsplit(address).netloc)
+        connection.request("GET", "/gradio_api/heartbeat/somebody")
+        assert b"ALIVE" in connection.getresponse().readline()  # an open page holds this connection
+        gate.close()
+        assert end()
+    scheduler.close(wait=1)

@@ -65,9 +65,9 @@ def blocks(
     return made
 
 
-def mount(application: Any, made: gradio.Blocks, path: str = "/") -> None:
+def mount(application: Any, made: gradio.Blocks, path: str = "/") -> Gate:
     """Puts the page into a FastAPI application, behind all routes that it has by then; nothing of Gradio but what the
-    page needs can be reached (`utils.page.gate`)."""
+    page needs can be reached. Before the server ends, call the result's `close`."""
     gradio.mount_gradio_app(
         application,
         made,
@@ -87,6 +87,7 @@ def mount(application: Any, made: gradio.Blocks, path: str = "/") -> None:
     )
     route = application.router.routes[-1]
     route.app = Gate(route.app)
+    return route.app
 
 
 def _frame(answering: Answering, parameters: Parameters) -> tuple[Shared, Any, tuple[Any, ...]]:

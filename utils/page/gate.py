@@ -6,6 +6,7 @@ files of the server, proxies and its own editor among them; what is not listed i
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -17,13 +18,20 @@ ADDRESSES = re.compile(
 
 
 class Gate:
-    """An ASGI application in front of Gradio's."""
+    """An ASGI application in front of Gradio's `App`."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def close(self) -> None:
+        """Lets open pages go: each holds a connection that a server which is to end would wait for. From any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._app.stop_event.set)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes on what is listed."""
+        self._loop = asyncio.get_running_loop()
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if not ADDRESSES.fullmatch(path) or ".." in path:
