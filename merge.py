@@ -62,7 +62,7 @@ def shard_size(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     flags = parser.parse_args(argv)
-    from utils import adapter_files, assumptions, distributed, identity, loading, merging, places
+    from utils import adapter_files, assumptions, distributed, identity, loading, merged_card, merging, places
 
     loading.quiet_libraries()
     distributed.set_threads()
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_shard_size=flags.max_shard_size,
         overwrite=flags.overwrite,
     )
-    for line in merging.result_lines(facts, destination):
+    for line in merged_card.result_lines(facts, destination):
         print(line)
     return 0
 

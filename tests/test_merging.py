@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import generate
 import merge as script
-from utils import equivalence, folding, merging, outputs, runinfo
+from utils import chat_templates, equivalence, folding, merged_card, merging, outputs, runinfo
 from utils.distributed import DTYPES
+from utils.encode import encode_prompt
+from utils.templates import TEMPLATES
 
 
 def run_merge(*arguments: object) -> int:
@@ -66,6 +68,40 @@ def test_a_merged_directory_has_all_that_serves_it(merged: Path, finished: Path)
     card = (merged / "README.md").read_text(encoding="utf-8")
     assert "likeliest token the same at 100.0%" in card
     assert facts["run"]["sources"][0]["sha256"] in card
+
+
+def test_plain_transformers_asks_a_merged_directory_in_the_trained_prompt(merged: Path, finished: Path) -> None:
+    plain, run = AutoTokenizer.from_pretrained(merged), AutoTokenizer.from_pretrained(finished)
+    assert not run.chat_template
+    said = [{"role": "user", "content": "说一个颜色。 🌏"}]
+    found = plain.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    asked = {"instruction": "说一个颜色。 🌏", "input": ""}
+    assert found == encode_prompt(asked, TEMPLATES["alpaca"], run)
+    said += [{"role": "assistant", "content": "蓝色"}, {"role": "user", "content": "Why?"}]
+    for system in ([], [{"role": "system", "content": "Be brief."}]):
+        found = plain.apply_chat_template([*system, *said], add_generation_prompt=True, return_dict=False)
+        assert found == encode_prompt({"conversation": [*system, *said]}, TEMPLATES["alpaca"], run)
+    facts = json.loads((merged / "merge.json").read_text(encoding="utf-8"))["chat_template"]
+    assert facts["asks"] == "conversations"
+    line = (
+        f"chat template: the trained prompt; the same ids as in training for {facts['proved']} conversations, read by"
+    )
+    assert line in (merged / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_merged_directory_without_a_chat_template_says_why(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreadable(*_: Any, **__: Any) -> Any:
+        raise KeyError("a class of ours")
+
+    monkeypatch.setattr(chat_templates, "_plain", unreadable)
+    assert run_merge("--lora_dir", finished, "--merged_dir", tmp_path / "out") == 0
+    reason = "plain transformers, and with it vLLM, does not read this tokenizer, a TokenizersBackend (KeyError)"
+    assert f"chat template: none, for {reason}\n" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "merge.json").read_text(encoding="utf-8"))["chat_template"]
+    assert facts == {"asks": "nothing", "proved": 0, "differs": reason}
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
 
 
 def test_generate_serves_a_merged_directory_as_it_serves_the_run(
@@ -374,13 +410,15 @@ def test_weights_that_lose_precision_are_said_to(origin: merging.Origin, tmp_pat
     said = {}
     for precision in ("fp32", "fp16", "bf16"):
         facts = merging.merge(origin, tmp_path / precision, precision=precision)
-        said[precision] = [line for line in merging.result_lines(facts, tmp_path) if "stored in" in line]
+        said[precision] = [line for line in merged_card.result_lines(facts, tmp_path) if "stored in" in line]
     assert said["fp32"] == []
     assert said["bf16"] == ["stored in bf16, the base's own is fp32: rounding it is in none of the figures"]
     assert said["fp16"]
-    unknown = merging.result_lines(facts | {"own_precision": None}, tmp_path)
+    unknown = merged_card.result_lines(facts | {"own_precision": None}, tmp_path)
     assert "stored in bf16, the base's own is unknown: rounding it is in none of the figures" in unknown
-    assert not any("stored in" in line for line in merging.result_lines(facts | {"own_precision": "bf16"}, tmp_path))
+    assert not any(
+        "stored in" in line for line in merged_card.result_lines(facts | {"own_precision": "bf16"}, tmp_path)
+    )
 
 
 def test_a_sampling_temperature_without_sampling_can_be_saved(origin: merging.Origin, tmp_path: Path) -> None:

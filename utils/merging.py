@@ -21,18 +21,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from utils import adapter_files, adapters, disk, distributed, equivalence, folding, outputs, runinfo
+from utils import adapter_files, adapters, chat_templates, disk, distributed, equivalence, folding, outputs, runinfo
+from utils.conversation import asks_instructions
 from utils.distributed import DTYPES, Precision
 from utils.encode import encode_prompt
 from utils.equivalence import Divergence
 from utils.loading import Base
+from utils.merged_card import card
 from utils.methods import get_method
 from utils.templates import Template
 
 NAME = runinfo.MERGED
 FORMAT = 1
 Into = Literal["base", "trained"]
-WEIGHTS: dict[str, str] = {"base": "the base's weights", "trained": "the dequantised weights"}
 
 # Largest logit difference as a share of the largest logit, with everything computed in fp32. In fp32 the sums are only
 # taken in another order; in 16 bits each merged weight is rounded once (docs/merging.md has what was measured).
@@ -198,6 +199,9 @@ def merge(
         proof = prove(folder, merged, plain, model_class, sums)
         require_same_prompts(folder, origin, merged.prompts)
         facts = _facts(origin, plain, into, merged, proof) | {"class": model_class.__name__}
+        asks = asks_instructions(origin.run.sources)
+        exported = chat_templates.export(folder, origin.template, origin.tokenizer, asks_instructions=asks)
+        facts["chat_template"] = exported.as_dict()
         # To every script it is a run that trained all weights.
         whole = origin.run.settings | {"peft_type": "full", "quantization_bit": 16}
         runinfo.write(replace(origin.run, settings=whole), folder)
@@ -334,66 +338,3 @@ def _facts(origin: Origin, plain: Base, into: Into, merged: Merged, proof: Proof
         "versions": runinfo.versions(),
         "run": asdict(origin.run),
     }
-
-
-def result_lines(facts: dict[str, Any], destination: Path) -> list[str]:
-    """What was merged and proved, and what to do next."""
-    proof, stored, own = facts["proof"], facts["precision"], facts["own_precision"]
-    lines = []
-    if stored not in ("fp32", own):
-        lines = [f"stored in {stored}, the base's own is {own or 'unknown'}: rounding it is in none of the figures"]
-    lines.append(f"what the adapter changes: {Divergence(**facts['effect'])}")
-    lines += [
-        f"merged into {WEIGHTS[kind]}, against what was trained: {Divergence(**figures)}"
-        + (" (chosen)" if kind == facts["into"] else f" (--into {kind})")
-        for kind, figures in facts["from_trained"].items()
-    ]
-    return [
-        *lines,
-        f"merged checkpoint verified: {proof['tensors']} tensors read back to the byte; {proof['layers']} layers are "
-        f"layer + adapter up to {stored} rounding",
-        f"merged against base + adapter: {Divergence(**proof['logits'])}",
-        f"checkpoint: {destination}",
-    ]
-
-
-def card(facts: dict[str, Any]) -> str:
-    """The checkpoint's README.md, with the metadata that the hub reads (https://huggingface.co/docs/hub/model-cards)."""
-    import transformers
-
-    run, proof, plain = facts["run"], facts["proof"], hasattr(transformers, facts["class"])
-    load = "Load it with `AutoModelForCausalLM.from_pretrained`" if plain else "Ask it with `generate.py --lora_dir`"
-    settings = run["settings"]
-    sources = "\n".join(
-        f"| {source['name']} | {source['rows']:,} | {source['license'] or 'not stated'} | `{source['sha256']}` |"
-        for source in run["sources"]
-    )
-    measured = "\n".join(f"- {line}" for line in result_lines(facts, Path("."))[:-1])
-    tuned = f"fine-tuned on {'-'.join(settings['data'])}" if settings["data"] else "with an adapter"
-    return f"""---
-base_model: {json.dumps(settings["model_name_or_path"])}
-base_model_relation: finetune
-library_name: transformers
-tags: [alpaca-cot]
----
-
-# {Path(settings["model_name_or_path"]).name}, {tuned}
-
-An adapter merged into {WEIGHTS[facts["into"]]}, stored in {facts["precision"]}. The licence of the base goes with it.
-{load}. The prompt must be the one it was trained with: template
-`{settings["template"]}`, sha256 `{run["template_hash"][:16]}…`. An answer ends at the token ids
-{run["stop_token_ids"]}.{f" {run['kept']}." if not settings["data"] else ""}
-
-## Data
-
-| source | rows | licence | sha256 |
-| --- | --- | --- | --- |
-{sources}
-
-## Proof
-
-The checkpoint was read back from disk and compared with base + adapter on {len(equivalence.QUESTIONS)} prompts,
-computed in fp32; allowed are {proof["tolerance"]:.0e} of the largest logit. `{NAME}` has all figures and the run.
-
-{measured}
-"""
