@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import RECORDS
 from openai_server import Fault, ModelServer, serving
@@ -477,6 +478,25 @@ def test_a_real_server_answers_as_we_do(transformers_serve: str, merged: Path, t
     found = remote.answers(prompts, GREEDY, tokenizer=tokenizer, ends=ends)
     assert found == cut
     assert any(len(one.text) < len(other.text) for one, other in zip(cut, here, strict=True))
+
+
+def test_a_real_server_s_chat_is_asked_in_the_trained_prompt(
+    transformers_serve: str, merged: Path, tokenizer: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    first = [{"role": "user", "content": "把这句话翻译成英文。你好，世界 🌏"}]
+    later = [*first, {"role": "assistant", "content": "Hello. 蓝色"}, {"role": "user", "content": " Why? "}]
+    chats = [first, later, [{"role": "system", "content": "Be brief."}, *later]]
+    records = [{"instruction": first[0]["content"], "input": ""}, *({"conversation": chat} for chat in chats[1:])]
+    prompts = [encode_prompt(record, TEMPLATES["alpaca"], tokenizer) for record in records]
+    model: Any = AutoModelForCausalLM.from_pretrained(merged).eval()
+    here = generation.generate(model, tokenizer, prompts, ends=ENDS, settings=GREEDY)
+    for messages, answer in zip(chats, here, strict=True):
+        asked = {"model": str(merged), "messages": messages, "max_tokens": 16, "temperature": 0}
+        found = httpx.post(f"{transformers_serve}/chat/completions", json=asked, timeout=60).json()
+        assert found["choices"][0]["message"]["content"] == answer.text
+        assert found["usage"]["prompt_tokens"] == answer.prompt_tokens
 
 
 def test_a_real_server_that_takes_text_only_says_so(transformers_serve: str, merged: Path, tokenizer: Any) -> None:
