@@ -72,13 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     app = service.application(opened, scheduler, access=access, log_prompts=flags.log_prompts)
 
-    page.mount(app, page.blocks(opened, scheduler, flags=flags))
+    gate = page.mount(app, page.blocks(opened, scheduler, flags=flags))
     for name, origin in opened.origins.items():
         print("\n".join(origin.lines(name)), file=sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    return listening.listen(
-        app, flags.host, flags.port, close=scheduler.close, say=lambda text: print(text, flush=True)
-    )
+
+    def close() -> None:
+        scheduler.close()
+        gate.close()
+
+    return listening.listen(app, flags.host, flags.port, close=close, say=lambda text: print(text, flush=True))
 
 
 def is_loopback(host: str) -> bool:

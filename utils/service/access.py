@@ -27,11 +27,11 @@ OPEN = ("/health",)
 API = ("/v1", "/health", "/metrics", "/query", "/openapi.json")
 """Paths that give no page."""
 _PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self' data:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-"""Gradio writes its settings into the page and compiles templates; nothing comes from elsewhere."""
+"""Gradio writes its settings into the page; nothing comes from elsewhere."""
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Alpaca-CoT</title><style>body{font:1rem sans-serif;margin:20vh auto;max-width:20rem;padding:1rem}

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.scheduling import Scheduler
+from utils.service.access import is_api
 from utils.service.problems import GONE
 
 log = logging.getLogger("utils.service")
@@ -71,7 +72,8 @@ class _OfScheduler(Collector):
 
 
 class Measured:
-    """Counts and logs every request, by its route's pattern: a path may hold what was asked. An ASGI middleware."""
+    """Counts every request, and logs those of the API and those that were refused, by the route's pattern: a path may
+    hold what was asked. An ASGI middleware."""
 
     def __init__(self, app: ASGIApp, measures: Measures) -> None:
         self._app, self._measures = app, measures
@@ -95,4 +97,5 @@ class Measured:
             route = getattr(scope.get("route"), "path", "other")
             self._measures.requests.labels(route, str(status)).inc()
             self._measures.seconds.labels(route).observe(seconds)
-            log.info("%s %s %d %.3f s", scope["method"], route, status, seconds)
+            if is_api(scope["path"]) or status >= 400:  # a page asks for seventy files
+                log.info("%s %s %d %.3f s", scope["method"], route, status, seconds)
