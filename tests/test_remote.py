@@ -370,7 +370,15 @@ def test_a_busy_server_ends_all_only_if_it_answers_nobody(server: ModelServer, p
         Asker(server, concurrency=2)(prompts)
 
 
-def test_ctrl_c_ends_at_once(server: ModelServer, prompts: list[list[int]]) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal's: a suite that a shell runs in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_at_once(server: ModelServer, prompts: list[list[int]], ctrl_c: None) -> None:
     ended = threading.Event()
 
     def interrupt() -> None:

@@ -23,7 +23,9 @@ from utils.service.serving import Serving
 
 _ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": schema.ErrorForm} for status in _ERRORS}
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENTS = {
+    "text/event-stream": {"schema": {"type": "object", "description": "an event; its data is a chunk of the reply"}}
+}
 
 
 def openai(serving: Serving, opened: Assistant) -> APIRouter:
