@@ -162,7 +162,7 @@ def test_a_conversation_in_a_real_terminal(long_run: Path, tmp_path: Path) -> No
     window.type("/undo")
     expected += ["> /undo", f"taken back: {pasted[:59]}…"]
     window.type("/set max_new_tokens 8000")
-    expected += ["> /set max_new_tokens 8000", "max_new_tokens  8000   the longest answer, in tokens"]
+    expected += ["> /set max_new_tokens 8000", f"max_new_tokens  8000   {cli.GENERATION['max_new_tokens'][2]}"]
     assert seen(window, start) == expected
 
     interrupted(window, f"/save {tmp_path}/chat.json")
