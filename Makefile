@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	@echo "adapter: $(RUN)   loss curve: $(RUN)/loss.png"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: lint types test
 
