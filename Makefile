@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	@echo "adapter: $(RUN)   loss curve: $(RUN)/loss.png"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: lint types test
 

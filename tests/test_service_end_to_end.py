@@ -160,8 +160,12 @@ def test_the_original_s_routes(served: SimpleNamespace, opened: Assistant) -> No
 
 
 def test_figures(served: SimpleNamespace) -> None:
+    before = served.scheduler.figures()
+    asked = {"prompt": "你好 🌏", "max_tokens": 3, "temperature": 0}
+    assert httpx2.post(f"{served.url}/v1/completions", json=asked, timeout=60).status_code == 200
     text = httpx2.get(f"{served.url}/metrics").text
     figures = served.scheduler.figures()
-    assert figures["answered"] > 10
+    assert figures["answered"] == before["answered"] + 1
+    assert 1 <= figures["new_tokens"] - before["new_tokens"] <= 3
     for name in ("answered", "cancelled", "failed", "prompt_tokens", "new_tokens"):
         assert f"alpaca_cot_{name}_total {float(figures[name])}" in text
