@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from utils.generation import Answer
-from utils.scheduling import Closed, Full
+from utils.scheduling import Closed, Full, Piece
 from utils.service import application
 
 PIECES = ("你好, ", "world ", "🌏")
@@ -43,7 +43,11 @@ class Asking:
     answer: Answer | None = None
     cancelled: bool = False
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    @property
+    def ids(self) -> Sequence[int]:
+        return range(self.answer.new_tokens) if self.answer else ()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
         text, owner = "", self.owner
         try:
             for number, piece in enumerate((*owner.pieces, f" #{self.seed}") if owner.says_seed else owner.pieces):
@@ -54,7 +58,7 @@ class Asking:
                 if owner.fails and number == owner.fails_at:
                     raise owner.fails
                 text += piece
-                yield piece
+                yield Piece(piece, [number])
             count = min(self.settings["max_new_tokens"], 7)
             self.answer = Answer(
                 text=text, finish_reason=owner.finish, prompt_tokens=len(self.prompt), new_tokens=count

@@ -62,7 +62,7 @@ class Scripted:
     def cancel(self) -> None:
         self.cancelled.set()
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncIterator[scheduling.Piece]:
         said = ""
         while not self.cancelled.is_set():
             if self._pieces.empty():
@@ -73,7 +73,7 @@ class Scripted:
                 self.answer = Answer(text=said, finish_reason="stop", prompt_tokens=9, new_tokens=len(said))
                 return
             said += piece
-            yield piece
+            yield scheduling.Piece(piece, [])
 
 
 @dataclass

@@ -52,9 +52,9 @@ class FakeTicket:
         self.is_cancelled = True
         self._cancelled.set()
 
-    async def __aiter__(self) -> AsyncIterator[str]:
-        for piece in self._pieces:
-            yield piece
+    async def __aiter__(self) -> AsyncIterator[scheduling.Piece]:
+        for number, text in enumerate(self._pieces):
+            yield scheduling.Piece(text, [number])
         if self._waits:
             await self._cancelled.wait()
         elif self._error:

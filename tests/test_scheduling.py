@@ -48,8 +48,12 @@ def until(condition: Any) -> None:
         time.sleep(0.002)
 
 
+def text(ticket: Ticket) -> str:
+    return "".join(piece.text for piece in ticket)
+
+
 def texts(tickets: list[Ticket]) -> list[str]:
-    return ["".join(ticket) for ticket in tickets]
+    return [text(ticket) for ticket in tickets]
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -75,7 +79,7 @@ def test_who_comes_late_joins_those_who_are_on_their_way(scheduler: Scheduler, o
     next(iter(first.row.new), None)
     until(lambda: scheduler.figures()["running"] == 1)
     second = scheduler.submit(endless["prompt"], {**endless["settings"], "max_new_tokens": 3})
-    assert "".join(second) == opened.tokenizer.decode([77] * 3)
+    assert text(second) == opened.tokenizer.decode([77] * 3)
     assert scheduler.figures()["running"] == 1, "the first is still at it"
     first.cancel()
 
@@ -100,7 +104,7 @@ def test_other_settings_take_their_turn_and_are_not_starved(
 
 def test_it_can_be_read_in_asyncio(scheduler: Scheduler, opened: Assistant) -> None:
     async def read(ticket: Ticket) -> str:
-        return "".join([piece async for piece in ticket])
+        return "".join([piece.text async for piece in ticket])
 
     async def all_of_them() -> list[str]:
         return await asyncio.gather(*(read(scheduler.submit(opened.prompt_ids(q), GREEDY)) for q in QUESTIONS))
@@ -132,7 +136,7 @@ def test_a_full_queue_is_said_with_a_time(opened: Assistant, endless: Any) -> No
     for ticket in tickets:
         ticket.cancel()
     until(lambda: scheduler.figures()["waiting"] == 0)
-    assert "".join(scheduler.submit([1, 5], cli.greedy_settings(1))) is not None
+    assert text(scheduler.submit([1, 5], cli.greedy_settings(1))) is not None
     scheduler.close(wait=0)
 
 
@@ -169,10 +173,8 @@ def test_an_error_is_theirs_whose_request_it_was(scheduler: Scheduler, opened: A
     bad = scheduler.submit([1, 5], {**GREEDY, "no_such_setting": 1})
     with pytest.raises(ValueError, match="no_such_setting"):
         list(bad)
-    assert (
-        "".join(scheduler.submit(opened.prompt_ids(QUESTIONS[0]), GREEDY))
-        == opened.answers(QUESTIONS[:1], GREEDY)[0].text
-    )
+    after = scheduler.submit(opened.prompt_ids(QUESTIONS[0]), GREEDY)
+    assert text(after) == opened.answers(QUESTIONS[:1], GREEDY)[0].text
     assert scheduler.figures()["failed"] == 1
 
 

@@ -14,12 +14,13 @@ import pytest
 from conftest import RECORDS
 from service_server import serving, until
 
-from utils import cli
+from utils import cli, completions
 from utils.assistant import BASE, Assistant, open_run
 from utils.remote import Remote
 from utils.sampling import row_seeds
 from utils.scheduling import Scheduler
 from utils.service import Limits
+from utils.stopping import decoded
 
 QUESTIONS = [record["instruction"] for record in RECORDS]
 SAMPLED = {**cli.greedy_settings(12), "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
@@ -123,6 +124,39 @@ def test_our_own_client_gets_what_is_answered_here(
         )
         assert (found == here) == (model == "run")
     assert len({answer.text for answer in here}) > 1
+
+
+@pytest.mark.parametrize("ends_at_text", [False, True])
+def test_ids_are_those_that_were_decoded_whole_and_in_pieces(
+    ends_at_text: bool, served: SimpleNamespace, opened: Assistant
+) -> None:
+    for record in RECORDS:
+        prompt = opened.prompt_ids(record)
+        (alone,) = opened.answer_ids([prompt], cli.greedy_settings(24), ends=opened.ends())
+        stop = [alone.text[2:4]] if ends_at_text and alone.text[2:4] else []
+        (here,) = opened.answer_ids([prompt], cli.greedy_settings(24), ends=opened.ends(stop=stop))
+        asked = {"model": "run", "prompt": prompt, "temperature": 0, "max_tokens": 24}
+        asked |= {"stop": stop, "extra_body": {"return_token_ids": True}}
+        (whole,) = served.client.completions.create(**asked).choices
+        assert whole.prompt_token_ids == prompt
+        assert len(whole.token_ids) == here.new_tokens
+        ends = opened.ends(stop=stop)
+        assert ends.cut(decoded(opened.tokenizer, whole.token_ids[: ends.end_of(whole.token_ids)]))[0] == here.text
+        chunks = [chunk.choices[0] for chunk in served.client.completions.create(stream=True, **asked)]
+        assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
+        assert "".join(chunk.text for chunk in chunks) == whole.text == here.text
+
+
+def test_what_our_own_client_asks_for_brings_ids_and_they_are_what_it_reads(
+    served: SimpleNamespace, opened: Assistant
+) -> None:
+    prompt, ends, settings = opened.prompt_ids(RECORDS[1]), opened.ends(), cli.greedy_settings(12)
+    body = {"model": "run", "prompt": prompt, **completions.request_fields(settings, ends, "ids")}
+    reply = httpx2.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+    (here,) = opened.answer_ids([prompt], settings, ends=ends)
+    assert reply["choices"][0]["text"] == here.text
+    reply["choices"][0]["text"] = "another text"
+    assert completions.read_answer(reply, prompt, opened.tokenizer, ends) == here
 
 
 def test_our_own_client_is_told_which_models_there_are(served: SimpleNamespace, opened: Assistant) -> None:

@@ -223,6 +223,33 @@ def test_completions(prompt: Any, client: openai.OpenAI, scheduler: Scripted, op
     assert texts == [TEXT] * len(rows)
 
 
+def test_ids_are_given_where_they_are_wanted(client: openai.OpenAI, scheduler: Scripted, opened: Assistant) -> None:
+    wanted: Any = {"extra_body": {"return_token_ids": True}}
+    reply: Any = ask(client, n=2, **wanted)
+    prompt = opened.prompt_ids({"instruction": "Why?", "input": ""})
+    assert reply.prompt_token_ids == prompt
+    assert [choice.token_ids for choice in reply.choices] == [[0, 1, 2, 3, 4, 5, 6]] * 2, "what ended them, too"
+    texts: Any = client.completions.create(model="run", prompt=[[5, 6], [7]], n=2, **wanted)
+    assert [choice.prompt_token_ids for choice in texts.choices] == [[5, 6], [5, 6], [7], [7]]
+    assert [choice.token_ids for choice in texts.choices] == [[0, 1, 2, 3, 4, 5, 6]] * 4
+    for unasked in (ask(client), client.completions.create(model="run", prompt=[5])):
+        assert "token_ids" not in unasked.model_dump_json(exclude_none=True)
+
+
+def test_pieces_have_their_own_ids(client: openai.OpenAI, scheduler: Scripted, opened: Assistant) -> None:
+    wanted: Any = {"extra_body": {"return_token_ids": True}, "stream": True}
+    begun, *pieces = ask(client, **wanted)
+    assert begun.prompt_token_ids == opened.prompt_ids({"instruction": "Why?", "input": ""})
+    assert [chunk.choices[0].token_ids for chunk in pieces] == [[0], [1], [2], [3, 4, 5, 6]]
+    chunks: list[Any] = list(client.completions.create(model="run", prompt=[[5, 6], [7]], **wanted))
+    for number, prompt in enumerate(([5, 6], [7])):
+        first, *others = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == number]
+        assert (first.prompt_token_ids, first.token_ids) == (prompt, [0])
+        assert [choice.token_ids for choice in others] == [[1], [2], [3, 4, 5, 6]]
+        assert all("prompt_token_ids" not in choice.model_dump() for choice in others)
+    assert all("token_ids" not in chunk.model_dump_json() for chunk in ask(client, stream=True))
+
+
 def test_models(client: openai.OpenAI, url: str, scheduler: Scripted) -> None:
     names = [model.id for model in client.models.list()]
     assert names == ["run", "另一个.run", BASE]
@@ -292,7 +319,7 @@ def test_what_is_off_or_without_effect_is_taken(client: openai.OpenAI) -> None:
         metadata={"a": "b"},
         modalities=["text"],
         service_tier="auto",
-        extra_body={"return_token_ids": True, "stop_token_ids": [2]},
+        extra_body={"return_token_ids": False, "stop_token_ids": [2]},
     )
     assert reply.choices[0].message.content == TEXT
 

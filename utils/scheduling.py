@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils import adapters, decoding_memory, generation
 from utils.assistant import Assistant
@@ -49,8 +49,18 @@ class TimedOut(Exception):
         super().__init__(f"no answer within {seconds:g} s")
 
 
+class Piece(NamedTuple):
+    """A part of an answer."""
+
+    text: str
+    """Not empty."""
+    ids: Sequence[int]
+    """Those decoded since the piece before. Behind the last piece some may be left that say nothing: what ended the
+    answer; beams leave all of them."""
+
+
 class Ticket:
-    """A request on its way: iterating gives the answer's text in pieces, in a thread or in asyncio, once.
+    """A request on its way: iterating gives the answer in pieces, in a thread or in asyncio, once.
 
     Raises (to whoever iterates): what decoding raised; `TimedOut`.
     """
@@ -61,16 +71,22 @@ class Ticket:
         self.row, self.batch_of = row, batch_of
         """`batch_of`: only requests with the same can be decoded together."""
         self._deadline, self._seconds = deadline, seconds
-        self._pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
         self._wake: Callable[[], object] = lambda: None
         self._tokenizer, self._held = tokenizer, HeldBack(row.ends)
         self._streamer = Streamer(tokenizer, row.ends.ids, self._show)
         self._is_streamed = False
-        row.on_token = self._streamer.put
+        self._ids: list[int] = []
+        row.on_token = self._take
 
     def cancel(self) -> None:
         """Gives the request up: it frees its place at the next token."""
         self.row.cancelled = True
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Of the complete answer: all that were decoded, what ended it included."""
+        return self.row.new[: self.answer.new_tokens] if self.answer else ()
 
     @property
     def is_over(self) -> bool:
@@ -80,15 +96,15 @@ class Ticket:
             self.row.cancelled = True
         return self.row.cancelled
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Piece]:
         """The pieces; closing the iterator cancels the request."""
         try:
             while (piece := self._pieces.get()) is not None:
-                yield _text(piece)
+                yield _unless_error(piece)
         finally:
             self.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncIterator[Piece]:
         """The same without holding up the event loop."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
@@ -106,7 +122,7 @@ class Ticket:
                     piece = self._pieces.get()
                     if piece is None:
                         return
-                    yield _text(piece)
+                    yield _unless_error(piece)
         finally:
             self.cancel()
 
@@ -114,28 +130,36 @@ class Ticket:
         """Its row has ended; for the scheduler."""
         if not self.row.cancelled:
             self._streamer.end()
-            for piece in self._held.rest():
-                self._put(piece)
+            for text in self._held.rest():
+                self._say(text)
             self.answer = generation.answer_of(self.row, self._tokenizer)
             if not self._is_streamed and self.answer.text:  # beams come whole
-                self._put(self.answer.text)
+                self._say(self.answer.text)
         self._put(None)
 
     def fail(self, error: BaseException) -> None:
         """Raises `error` to whoever iterates; for the scheduler."""
         self._put(error)
 
-    def _show(self, piece: str) -> None:
-        self._is_streamed = True
-        for shown in self._held.add(piece):
-            self._put(shown)
+    def _take(self, token: int) -> None:
+        self._ids.append(token)
+        self._streamer.put(token)
 
-    def _put(self, piece: str | BaseException | None) -> None:
+    def _show(self, text: str) -> None:
+        self._is_streamed = True
+        for shown in self._held.add(text):
+            self._say(shown)
+
+    def _say(self, text: str) -> None:
+        ids, self._ids = self._ids, []
+        self._put(Piece(text, ids))
+
+    def _put(self, piece: Piece | BaseException | None) -> None:
         self._pieces.put(piece)
         self._wake()
 
 
-def _text(piece: str | BaseException) -> str:
+def _unless_error(piece: Piece | BaseException) -> Piece:
     if isinstance(piece, BaseException):
         raise piece
     return piece

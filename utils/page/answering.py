@@ -21,7 +21,7 @@ from utils.page import markup
 from utils.page.parameters import SEED, settings_of
 from utils.page.texts import Trouble
 from utils.readers import check_record
-from utils.scheduling import Closed, Full, TimedOut
+from utils.scheduling import Closed, Full, Piece, TimedOut
 from utils.templates import Record
 from utils.tokens import control_ids
 
@@ -34,7 +34,7 @@ class Ticket(Protocol):
 
     answer: Any
 
-    def __aiter__(self) -> AsyncIterator[str]: ...
+    def __aiter__(self) -> AsyncIterator[Piece]: ...
     def cancel(self) -> None: ...
 
 
@@ -161,7 +161,7 @@ class Answering:
         try:
             yield reply
             async for piece in asked.ticket:
-                reply = replace(reply, text=reply.text + piece)
+                reply = replace(reply, text=reply.text + piece.text)
                 if time.monotonic() - shown >= SHOWN_EVERY:
                     shown = time.monotonic()
                     yield reply

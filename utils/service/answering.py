@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from utils.generation import Answer
-from utils.scheduling import Closed, Full, Scheduler, Ticket, TimedOut
+from utils.scheduling import Closed, Full, Piece, Scheduler, Ticket, TimedOut
 from utils.service.asked import Asked
 from utils.service.limits import Clients
 from utils.service.problems import GONE, Problem, failed
@@ -48,13 +48,13 @@ class UnderWay:
                 self._cancel()
                 raise _refusal(error) from error
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str | None]]:
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece | None]]:
         """(which answer, a piece of it), as they come; None where one has ended.
 
         Raises:
             Problem: 504 or 500; then the others are of no use.
         """
-        come: asyncio.Queue[tuple[int, str | Exception | None]] = asyncio.Queue()
+        come: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
 
         async def read(number: int, ticket: Ticket) -> None:
             try:
@@ -94,6 +94,10 @@ class UnderWay:
         if answer is None:
             raise failed() from RuntimeError("an answer ended, and is not there")
         return answer
+
+    def ids(self, number: int) -> Sequence[int]:
+        """Of one that has ended: all that were decoded, what ended it included."""
+        return self._tickets[number].ids
 
     def close(self) -> None:
         """What is not complete is given up."""

@@ -51,6 +51,8 @@ class Asked:
     stop: Sequence[str]
     prompt_tokens: int
     """Of all prompts, each counted once."""
+    returns_ids: bool = False
+    """Whether the ids of prompts and answers are wanted, too."""
     texts: Sequence[str]
     """The prompts as they were asked, for a log."""
 
@@ -147,6 +149,7 @@ class Reader:
             settings=settings,
             stop=self._stop(request, model),
             prompt_tokens=sum(map(len, prompts)),
+            returns_ids=bool(request.return_token_ids),
             texts=texts,
         )
 

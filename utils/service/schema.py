@@ -61,7 +61,7 @@ class Decoding(Fields):
     stop_token_ids: list[Token] | None = Field(
         None, max_length=1024, description="ids that end an answer: those that the model ends answers with, or none"
     )
-    return_token_ids: bool | None = Field(None, description="taken; the text is already what the ids are read as")
+    return_token_ids: bool | None = Field(None, description="also the ids of prompts and answers, as vLLM gives them")
     # Without effect on an answer.
     user: Any = None
     safety_identifier: Any = None
@@ -192,6 +192,10 @@ class ChatMessage(BaseModel):
     refusal: None = None
 
 
+AnswerIds = Annotated[list[int] | None, Field(description="of the answer, with what ended it; if they are wanted")]
+PromptIds = Annotated[list[int] | None, Field(description="of the prompt; if they are wanted")]
+
+
 class ChatChoice(BaseModel):
     """One answer."""
 
@@ -199,6 +203,7 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     logprobs: None = None
     finish_reason: Finish
+    token_ids: AnswerIds = None
 
 
 class ChatCompletion(BaseModel):
@@ -210,6 +215,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: PromptIds = None
 
 
 class TextChoice(BaseModel):
@@ -219,6 +225,8 @@ class TextChoice(BaseModel):
     text: str
     logprobs: None = None
     finish_reason: Finish
+    token_ids: AnswerIds = None
+    prompt_token_ids: PromptIds = None
 
 
 class TextCompletion(BaseModel):
