@@ -25,6 +25,7 @@ def test_a_question_with_options_in_each_style_and_language() -> None:
         'Give only the letter of the right option, in the form "The answer is …".',
         "input": "",
     }
+    assert record(SPECS["aqua"], ITEM, "plain")["instruction"] == "Which floats? 🎈\n(A) iron\n(B) cork"
     assert "Let's think step by step." in record(SPECS["aqua"], ITEM, "zero_shot_cot")["instruction"]
     assert "Reason first" in record(SPECS["aqua"], ITEM, "cot")["instruction"]
     asked = record(SPECS["ceval"], CN, "cot")
@@ -44,6 +45,7 @@ def test_worked_examples_come_first_with_their_reasoning_where_the_style_has_it(
         assert shot.reasoning in reasoned
         assert shot.reasoning not in direct
         assert shot.question in direct
+        assert solved(shot, "plain") == solved(shot, "cot")
     assert reasoned.endswith(record(SPECS["commonsenseqa"], ITEM, "cot")["instruction"])
     assert reasoned.index(shots[0].question) < reasoned.index(shots[1].question) < reasoned.index(ITEM.question)
 
@@ -83,7 +85,7 @@ def test_every_list_is_used_and_every_task_that_is_read_has_words() -> None:
     assert set(read_shots()) == {spec.shots for spec in SPECS.values() if spec.shots}
     for spoken in ("en", "cn"):
         assert {*asking.ASKED[spoken], OPEN} == {*readings.KINDS, OPEN}
-        assert set(asking.CUES[spoken]) == set(asking.STYLES)
+        assert {*asking.CUES[spoken], asking.PLAIN} == set(asking.STYLES)
 
 
 def value(text: str) -> float:

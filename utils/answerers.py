@@ -33,8 +33,8 @@ class Answerer:
     """What it is, and what was assumed about it, for people."""
 
 
-def here(
-    place: str,
+def asked_for(
+    place: str | None,
     settings: Mapping[str, Any],
     *,
     stop: Sequence[str],
@@ -42,9 +42,36 @@ def here(
     cut: bool,
     merge: bool,
     wishes: Mapping[str, Any],
+    server: Mapping[str, Any] | None,
+    base: bool = False,
 ) -> Answerer:
-    """The adapter in `place` on this process's device; arguments and errors are those of `assistant.open_run`."""
-    opened = assistant.open_run(place, merge=merge, **wishes)
+    """A model here, or a server (`cli.server_wishes`); the arguments and errors are those of `here` and `at_server`."""
+    if server is None:
+        how = {"batch_size": batch_size, "cut": cut, "merge": merge, "base": base}
+        return here(place, settings, stop=stop, wishes=wishes, **how)
+    from utils.remote import Remote
+
+    return at_server(place, settings, server=Remote(**server), stop=stop, wishes=wishes)
+
+
+def here(
+    place: str | None,
+    settings: Mapping[str, Any],
+    *,
+    stop: Sequence[str],
+    batch_size: int,
+    cut: bool,
+    merge: bool,
+    wishes: Mapping[str, Any],
+    base: bool = False,
+) -> Answerer:
+    """The adapter in `place` on this process's device; arguments and errors are those of `assistant.open_run`.
+
+    Args:
+        base: the base answers, in the adapter's prompt.
+    """
+    opened = assistant.open_run(place, merge=merge and not base, **wishes)
+    adapter = assistant.BASE if base else None
     (origin,) = opened.origins.values()
     ends, settings = opened.ends(stop=stop), opened.within_context(settings)
 
@@ -52,20 +79,24 @@ def here(
         return opened.fitting_prompt(record, settings["max_new_tokens"], cut=cut)
 
     def ask(prompts: Any, seeds: Sequence[int], on_done: Callable[[int], object]) -> Any:
-        return opened.answer_each(prompts, settings, ends=ends, seeds=seeds, batch_size=batch_size, on_batch=on_done)
+        how = {"adapter": adapter, "ends": ends, "batch_size": batch_size, "on_batch": on_done}
+        return opened.answer_each(prompts, settings, seeds=seeds, **how)
 
     how = {"precision": opened.base.precision, "quantization_bit": opened.base.quantization_bit}
     is_merged = not hasattr(opened.model, "peft_config")
     return Answerer(
         encode=encode,
         ask=ask,
-        identity=_identity(origin, ends) | how | {"merged": is_merged, "batch_size": batch_size},
+        identity=_identity(origin, ends)
+        | how
+        | {"merged": is_merged, "batch_size": batch_size}
+        | ({"answers": assistant.BASE} if base else {}),
         said=origin.lines(origin.place),
     )
 
 
 def at_server(
-    place: str, settings: Mapping[str, Any], *, server: Remote, stop: Sequence[str], wishes: Mapping[str, Any]
+    place: str | None, settings: Mapping[str, Any], *, server: Remote, stop: Sequence[str], wishes: Mapping[str, Any]
 ) -> Answerer:
     """A server that has the model of the run in `place`: the prompts and their ends are that run's, and no weights are
     loaded here."""
@@ -88,14 +119,21 @@ def at_server(
 
 
 def _identity(origin: Identified, ends: Ends) -> dict[str, Any]:
-    # A run that holds all weights is told by its run.json, which has the date and all settings.
-    weights = origin.directory / runinfo.NAME
-    if not get_method(origin.method).trains_base:
-        weights = adapter_files.weights_file(origin.directory)
     return {
-        "adapter_sha256": cache.content_hash(weights),
-        "base": origin.base.name,
+        **_weights(origin),
         "template_sha256": fingerprint(origin.template, origin.tokenizer.chat_template),
         "stop_token_ids": list(ends.ids),
         "stop": list(ends.texts),
     }
+
+
+def _weights(origin: Identified) -> dict[str, Any]:
+    base = {"base": origin.base.name}
+    if origin.is_alone and not origin.directory.is_dir():
+        return base | {"revision": origin.base.revision}
+    if origin.is_alone:
+        return base | {"base_sha256": cache.content_hash(origin.directory)}
+    # A run that holds all weights is told by its run.json, which has the date and all settings.
+    is_whole = get_method(origin.method).trains_base
+    file = origin.directory / runinfo.NAME if is_whole else adapter_files.weights_file(origin.directory)
+    return {"adapter_sha256": cache.content_hash(file)} | base

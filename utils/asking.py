@@ -1,10 +1,11 @@
 """How a row of a task is asked: options in a list, worked examples before it, and the words that ask for an answer.
 
-Knows: three styles, their words in English and Chinese, and `data/few_shots.toml`. Does not know templates or models:
+Knows: four styles, their words in English and Chinese, and `data/few_shots.toml`. Does not know templates or models:
 what comes out is a record like any other, which the run's own template renders.
 
-`direct` asks for the answer alone; `cot` for the reasoning first, and its examples show theirs; `zero_shot_cot` says
-"Let's think step by step." (Kojima et al. 2022, arXiv:2205.11916).
+`plain` adds nothing to the question, for a model that was trained on questions alone; `direct` asks for the answer
+alone; `cot` for the reasoning first; `zero_shot_cot` says "Let's think step by step." (Kojima et al. 2022,
+arXiv:2205.11916). Worked examples show their reasoning, but for `direct`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from utils.readings import LETTERS
 from utils.scoring import language
 from utils.tasks import OPEN, Item, TaskSpec
 
-STYLES = ("direct", "cot", "zero_shot_cot")
+PLAIN = "plain"
+STYLES = (PLAIN, "direct", "cot", "zero_shot_cot")
 
 # What is asked for, by type of answer; the words are those that utils.readings reads.
 ASKED: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -101,7 +103,7 @@ def chosen_shots(spec: TaskSpec, count: int) -> tuple[Shot, ...]:
 
 
 def record(spec: TaskSpec, item: Item, style: str, shots: Sequence[Shot] = ()) -> dict[str, str]:
-    """The record that asks `item`; an open question is asked in its own words, in every style.
+    """The record that asks `item`; an open question is asked in its own words in every style.
 
     Raises:
         ValueError: an unknown style.
@@ -110,17 +112,29 @@ def record(spec: TaskSpec, item: Item, style: str, shots: Sequence[Shot] = ()) -
         raise ValueError(lookup.unknown_name("style", style, STYLES))
     asked = _with_options(item.question, item.choices)
     if spec.kind != OPEN:
-        spoken = language(asked)
-        asked = f"{asked}\n{CUES[spoken][style].format(asked=ASKED[spoken][spec.kind])}"
+        asked = cued(asked, style, spec.kind)
     examples = "".join(f"{_with_options(shot.question, shot.choices)}\n{solved(shot, style)}\n\n" for shot in shots)
     return {"instruction": examples + asked, "input": ""}
 
 
+def cued(question: str, style: str, kind: str) -> str:
+    """A question with the words that a style adds to it; they ask for an answer of this type. `plain` adds none."""
+    if style == PLAIN:
+        return question
+    tongue = language(question)
+    return f"{question}\n{CUES[tongue][style].format(asked=ASKED[tongue][kind])}"
+
+
+def spoken(item: Item) -> str:
+    """The language that a row is asked in: `en` or `cn`."""
+    return language(_with_options(item.question, item.choices))
+
+
 def solved(shot: Shot, style: str) -> str:
     """A worked example's answer, with its reasoning unless the style asks for the answer alone."""
-    spoken = language(shot.question)
-    announced = ANNOUNCED[spoken].format(f"({shot.answer})" if shot.choices else shot.answer)
-    between = " " if spoken == "en" else ""
+    tongue = language(shot.question)
+    announced = ANNOUNCED[tongue].format(f"({shot.answer})" if shot.choices else shot.answer)
+    between = " " if tongue == "en" else ""
     return announced if style == "direct" else f"{shot.reasoning}{between}{announced}"
 
 

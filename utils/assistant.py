@@ -206,9 +206,9 @@ def _decoded_together(model: Any, prompts: Sequence[Sequence[int]]) -> list[list
     return [[i for i, ids in enumerate(prompts) if len(ids) == length] for length in lengths]
 
 
-def open_run(place: str | Path, *more: str | Path, merge: bool = False, **wishes: Any) -> Assistant:
-    """The adapter in `place`, and others over the same base, on this process's device; `wishes` and errors are those of
-    `identify`.
+def open_run(place: str | Path | None, *more: str | Path, merge: bool = False, **wishes: Any) -> Assistant:
+    """The adapter in `place`, and others over the same base, on this process's device; `place`, `wishes` and errors are
+    those of `identify`.
 
     Args:
         merge: put the adapter's change into the base's weights where they are in fp32, which answers faster; then the
@@ -223,7 +223,10 @@ def open_run(place: str | Path, *more: str | Path, merge: bool = False, **wishes
     for other in found[1:]:
         require_same_base(first, other)
     decoding_memory.require(first.base)
-    model = adapters.reopen(first.base, get_method(first.method), first.directory)
+    if first.is_alone:
+        model = first.base.load().eval()
+    else:
+        model = adapters.reopen(first.base, get_method(first.method), first.directory)
     for number, other in enumerate(found[1:], start=1):
         adapters.load_more(model, _peft_name(number), other.directory)
     if merge and not more and first.base.precision == "fp32" and first.base.quantization_bit == 16:

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TextIO
 
@@ -35,7 +36,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Names the nearest flag, or the nearest value of a choice, then exits with 2."""
+        """Exits with 2, having said `explained(message)`."""
+        super().error(self.explained(message))
+
+    def explained(self, message: str) -> str:
+        """The message of an error with the nearest flag, or the nearest value of a choice."""
         choice = re.match(r"argument \S+: invalid choice: '(?P<value>[^']*)' \(choose from (?P<known>.*)\)", message)
         unknown = re.match(r"unrecognized arguments: (?P<value>-[^\s=]+)", message)
         near: list[str] = []
@@ -48,7 +53,7 @@ class Parser(argparse.ArgumentParser):
                     parsers += action.choices.values()
             flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
             near = difflib.get_close_matches(unknown["value"], sorted(flags), n=2)
-        super().error(message + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        return message + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def positive_int(text: str) -> int:
@@ -152,6 +157,33 @@ def add_lora_flag(add: Callable[..., Any], *, required: bool, several: bool) -> 
         help="a directory that uniform_finetune.py wrote, any adapter of peft's, or one on the hub as "
         f"OWNER/NAME/FOLDER{more}",
     )
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """A server that answers in the model's place; `server_wishes` collects them."""
+    add = parser.add_argument_group("server", "instead of a model here; see docs/beyond-one-machine.md").add_argument
+    add("--api_base", metavar="URL", help="an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+    add("--api_model", metavar="NAME", help="the model's name there (default: the only one it has)")
+    add("--api_key_file", type=Path, metavar="FILE", help="holds the key (default: the environment's OPENAI_API_KEY)")
+    add("--api_concurrency", type=positive_int, default=16, metavar="N", help="requests at a time (default: 16)")
+    add("--api_prompt", choices=("ids", "text"), default="ids", help="how a prompt is sent (default: ids)")
+
+
+def server_wishes(values: argparse.Namespace) -> dict[str, Any] | None:
+    """What `add_server_flags` says, as `utils.remote.Remote` takes it; None without a server.
+
+    Raises:
+        OSError: the file of the key cannot be read.
+    """
+    if not values.api_base:
+        return None
+    return {
+        "base_url": values.api_base,
+        "model": values.api_model,
+        "api_key": values.api_key_file.read_text(encoding="utf-8").strip() if values.api_key_file else None,
+        "concurrency": values.api_concurrency,
+        "prompt_form": values.api_prompt,
+    }
 
 
 def loading_wishes(values: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ say what that was. Does not know flags, or how an answer is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from utils.templates import TEMPLATES, Template, fingerprint, get_template
 
 @dataclass(frozen=True, kw_only=True)
 class Identified:
-    """An adapter, or a run that holds all weights, with its base, tokenizer and template; no weights are loaded yet."""
+    """An adapter, or a model that holds all its weights, with its base, tokenizer and template; no weights are loaded
+    yet."""
 
     directory: Path
     place: str
     """As the user named it."""
     run: runinfo.RunInfo | None
-    """None for an adapter without `run.json`: then `assumed` says what was taken from elsewhere."""
+    """None for an adapter or a model without `run.json`: then `assumed` says what was taken from elsewhere."""
     model_type: str
     """A row of `utils.models`."""
     method: str
@@ -42,6 +43,11 @@ class Identified:
     """Ids that end an answer."""
     assumed: tuple[str, ...] = ()
     """What nobody said, a sentence each."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a model of which no run tells."""
+        return self.run is None and get_method(self.method).trains_base
 
     def lines(self, name: str) -> list[str]:
         """What it is, under `name`, and what was assumed, for people."""
@@ -73,12 +79,13 @@ class Wishes:
         )
 
 
-def identify(place: str | Path, **wishes: Any) -> Identified:
+def identify(place: str | Path | None, **wishes: Any) -> Identified:
     """What the adapter in `place` was trained with, found again and checked: as `run.json` says; of an adapter without
     one, as the user says, else as its files suggest.
 
     Args:
-        place: a directory, or an adapter on the hub (`utils.places`).
+        place: a directory, or an adapter on the hub (`utils.places`); None: the base that `wishes` name is asked by
+            itself. One that merge.py or a run wrote is what its `run.json` says.
         wishes: the fields of `Wishes`.
 
             - `model_type`: the family that is expected; None takes the run's, or the one that the base is of.
@@ -95,7 +102,13 @@ def identify(place: str | Path, **wishes: Any) -> Identified:
         ValueError: the family, the base or the template is not the one that was trained with, or cannot be told.
         OSError: the adapter or its base cannot be had.
     """
-    directory, wished = places.find(place), Wishes(**wishes)
+    wished = Wishes(**wishes)
+    if place is None:
+        assert wished.base is not None, "without an adapter there must be a model"
+        if not (Path(wished.base) / runinfo.NAME).is_file():
+            return _of_model(wished.base, wished)
+        place, wished = wished.base, replace(wished, base=None)
+    directory = places.find(place)
     if (directory / runinfo.NAME).is_file():
         return _of_run(directory, str(place), wished)
     return _of_adapter(directory, str(place), wished)
@@ -156,8 +169,7 @@ def _of_adapter(directory: Path, place: str, wished: Wishes) -> Identified:
     if family is None and wished.size and not wished.base:
         family = SIZED_MODEL
     if family is None:
-        unnamed = wished.choose(base, "auto", bits=16, revision=revision)
-        family, of_family = assumptions.family_of(base, unnamed.class_name())
+        family, of_family = _family(base, wished, revision)
     source = wished.choose(base, family, bits=None, revision=revision)
     has_tokenizer = any(next(directory.glob(name), None) for name in places.VOCABULARIES)
     tokenizer = _tokenizer(source, directory if has_tokenizer else None, place)
@@ -187,6 +199,39 @@ def _of_adapter(directory: Path, place: str, wished: Wishes) -> Identified:
         stop_token_ids=stop_ids(row, tokenizer),
         assumed=tuple(sentence for sentence, is_assumed in sentences.items() if is_assumed),
     )
+
+
+def _of_model(name: str, wished: Wishes) -> Identified:
+    """A base by itself: all it can say of a prompt is its family."""
+    family, of_family = (wished.model_type, "") if wished.model_type else _family(name, wished, None)
+    source = wished.choose(name, family, bits=None, revision=None)
+    tokenizer = source.tokenizer()
+    template = wished.template or get_model(family).template
+    row, bits = get_template(template), source.quantization_bit
+    sentences = {
+        of_family: bool(of_family),
+        f"template {template} (the family's)": not wished.template,
+        f"weights of {bits} bits (the family's)": bits != 16 and not wished.quantization_bit,
+    }
+    return Identified(
+        directory=Path(name),
+        place=name,
+        run=None,
+        model_type=family,
+        method="full",
+        description=f"{family}, a model by itself",
+        base=source,
+        tokenizer=tokenizer,
+        template=row,
+        stop_token_ids=stop_ids(row, tokenizer),
+        assumed=tuple(sentence for sentence, is_assumed in sentences.items() if is_assumed),
+    )
+
+
+def _family(base: str, wished: Wishes, revision: str | None) -> tuple[str, str]:
+    """The family of a base that nobody named one for, and what was assumed."""
+    unnamed = wished.choose(base, "auto", bits=16, revision=revision)
+    return assumptions.family_of(base, unnamed.class_name())
 
 
 def _tokenizer(source: loading.Base, directory: Path | None, place: str) -> Any:

@@ -1,0 +1,273 @@
+"""Tasks, asked and scored: by hand for the figures, and as a user runs evaluate.py, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai_server import ModelServer, serving
+
+import evaluate
+import merge
+from utils import evaluation, readings, result_rows
+from utils.catalog import DATA_DIR
+from utils.evaluation import Likeness, Scored, accuracy, vote
+from utils.readings import Reading, read
+from utils.tasks import OPEN
+
+ROWS = [
+    {"question": "1+1? 👋", "answer": "#### 2", "class": "sums"},
+    {"question": "二加二等于几？", "answer": "答案是4。", "class": "算术"},
+    {"question": "3+3?", "answer": 6, "class": "sums"},
+]
+FEW = ["--max_new_tokens", 4]
+
+
+def scored(reference: str, *texts: str, kind: str = "number", group: str = "") -> Scored:
+    found = () if kind == OPEN else tuple(read(text, kind) for text in texts) or (evaluation.UNREAD,)
+    return Scored(
+        row="000000-x", group=group, language="en", reference=reference, texts=texts, readings=found, kind=kind
+    )
+
+
+def run(*arguments: object) -> int:
+    return evaluate.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    file = tmp_path / "任务.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+    return file
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen"),
+    [
+        (["1", "2", "2"], "2"),
+        (["1", "2"], "1"),
+        (["🤷", "2", "no idea"], "2"),
+        (["0.5", "1/2", "3", "3", "0.50"], "0.5"),
+        (["🤷", ""], None),
+        ([], None),
+    ],
+)
+def test_most_answers_win_and_of_equally_many_the_first(said: list[str], chosen: str | None) -> None:
+    assert vote([read(text, "number") for text in said], "number") == chosen
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3", "🤷"]), max_size=9))
+def test_a_vote_is_for_an_answer_that_no_other_exceeds(said: list[str]) -> None:
+    found = [read(text, "number") for text in said]
+    answers = [reading.answer for reading in found if reading.answer]
+    chosen = vote(found, "number")
+    assert (chosen is None) == (not answers)
+    assert chosen is None or answers.count(chosen) == max(map(answers.count, answers))
+
+
+def test_accuracy_of_majorities_counts_what_could_not_be_read_as_wrong() -> None:
+    rows = [scored("2", "1", "2", "2"), scored("5", "5", "4", "4"), scored("7", "?", "", "🤷"), scored("1")]
+    assert [str(accuracy(rows, k)).split(",")[0] for k in (1, 3)] == [" 25.0%  (1/4", " 25.0%  (1/4"]
+    assert accuracy(rows, 1).unread == 2
+    assert not rows[0].is_right(1)
+    assert rows[0].is_right(3)
+    report = list(evaluation.report("adapter", rows, "number", 3))
+    assert report[1] == " read  adapter: 0 announced, 6 bare, 0 by fallback, 4 could not be read"
+    assert [line.split()[0] for line in report] == ["all", "read", "maj@1", "maj@2", "maj@3"]
+
+
+def test_all_unreadable_and_groups() -> None:
+    rows = [scored("1", "?", group="b"), scored("1", "!", group="a"), scored("1", "1", group="b")]
+    report = list(evaluation.report("base", rows, "number", 1))
+    assert [line.split()[0] for line in report] == ["all", "b", "a", "read"]
+    assert "(0/1, 95 % interval 0.0% to 79.3%, 1 without a readable answer)" in report[2]
+    figures = evaluation.figures(rows, "number", 1)
+    assert figures["groups"]["b"]["accuracy"] == 0.5
+    assert (figures["correct"], figures["total"], figures["unread"]) == (1, 3, 2)
+
+
+def test_an_open_task_is_scored_by_likeness() -> None:
+    rows = [scored("今天天气好", "今天天气好", kind="open"), scored("abc", kind="open")]
+    found = evaluation.likeness(rows, evaluation.LIKENESSES["ROUGE-L"])
+    assert found.values == (1.0, 0.0)
+    assert str(found) == " 50.0%  (2 rows, 95 % interval 0.0% to 100.0%)"
+    assert Likeness(values=()).interval == (0.0, 1.0)
+    assert Likeness(values=(0.2, 0.4, 0.6)).interval == (
+        pytest.approx(0.1737, abs=1e-4),
+        pytest.approx(0.6263, abs=1e-4),
+    )
+    assert len(list(evaluation.report("base", rows, "open", 1))) == 2
+
+
+def test_a_task_is_asked_scored_and_gone_on_with(
+    finished: Path, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "out"
+    asked = ["--lora_dir", finished, "--task", "gsm8k", "--task_file", task_file, "--result_dir", place, *FEW]
+    more = ["--style", "cot", "--shots", 1, "--compare_base", "--show", 1]
+    assert run(*asked, *more) == 0
+    printed = capsys.readouterr().out
+    assert "1+1? 👋" in printed
+    assert "wrong, it is 2" in printed
+    assert "  all     base: " in printed
+    assert "could not be read" in printed
+    asked_rows = lines(place / evaluation.QUESTIONS)
+    assert [row["reference"] for row in asked_rows] == ["2", "4", "6"]
+    assert asked_rows[0]["instruction"].startswith("Mia has 4 boxes")
+    assert "先推理，再给出数字" in asked_rows[1]["instruction"] or "Reason first" in asked_rows[1]["instruction"]
+    answers = (place / result_rows.NAME).read_bytes()
+    for directory in (place, place / "base"):
+        scores = json.loads((directory / evaluation.SCORES).read_text(encoding="utf-8"))
+        assert scores["total"] == 3
+        assert (scores["task"], scores["style"], scores["failed"]) == ("gsm8k", "cot", 0)
+        again = [read(line["generate"], "number").answer for line in lines(directory / result_rows.NAME)]
+        assert [line["answer"] for line in lines(directory / evaluation.SCORED)] == again
+        assert [line["language"] for line in lines(directory / evaluation.SCORED)] == ["en", "cn", "en"]
+        assert scores["unread"] == again.count(None)
+    (place / result_rows.NAME).write_bytes(answers[: len(answers) // 2])  # its writer was killed
+    assert run(*asked, *more) == 0
+    assert (place / result_rows.NAME).read_bytes() == answers
+    assert "0 of 3 rows are done" in capsys.readouterr().out
+    assert run(*asked, "--style", "direct") == 1
+    assert "holds other questions than these: go on with the --task, --task_file, --shots" in capsys.readouterr().err
+    assert run(*asked, *more, "--num_samples", 2) == 1
+    assert "num_samples was 1 and is 2" in capsys.readouterr().err
+    assert (place / result_rows.NAME).read_bytes() == answers
+
+
+def test_self_consistency_draws_and_votes(
+    finished: Path, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--lora_dir", finished, "--task", "gsm8k", "--task_file", task_file, *FEW, "--num_samples", 3]
+    assert run(*asked, "--output_dir", tmp_path / "a") == 0
+    printed = capsys.readouterr().out
+    assert all(f"maj@{k}" in printed for k in (1, 2, 3))
+    found = lines(tmp_path / "a" / result_rows.NAME)
+    assert all(len(line["generate"]) == 3 for line in found)
+    assert any(len(set(line["generate"])) > 1 for line in found)
+    assert run(*asked, "--output_dir", tmp_path / "b") == 0
+    assert (tmp_path / "b" / evaluation.SCORED).read_bytes() == (tmp_path / "a" / evaluation.SCORED).read_bytes()
+    assert all(len(line["answers"]) == 3 for line in lines(tmp_path / "a" / evaluation.SCORED))
+
+
+def test_a_server_answers_a_task(
+    finished: Path, task_file: Path, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "--lora_dir",
+        finished,
+        "--task",
+        "gsm8k",
+        "--task_file",
+        task_file,
+        "--result_dir",
+        tmp_path / "out",
+        *FEW,
+    ]
+    with serving(ModelServer(tokenizer=tokenizer)) as server:
+        assert run(*asked, "--api_base", server.url) == 0
+    assert "server: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / evaluation.SCORES).read_text(encoding="utf-8"))["total"] == 3
+
+
+def test_rows_without_a_reference_are_left_out_and_counted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "belle.json"
+    rows = [{"question": "你好？", "std_answer": "你好", "class": "open qa"}, {"question": "写诗", "std_answer": ""}]
+    file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    place = tmp_path / "out"
+    assert run("--lora_dir", finished, "--task", "belle_eval", "--task_file", file, "--result_dir", place, *FEW) == 0
+    printed = capsys.readouterr().out
+    assert "1 rows without a reference were left out" in printed
+    assert "ROUGE-L" in printed
+    assert "chrF" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ([], 2, "say what is asked: either --data or --task"),
+        (["--task", "gsm8k", "--lora_dir", ""], 2, "say who answers: a run with --lora_dir, or a model by itself with"),
+        (["--task", "gsm8k", "--lora_dir", "", "--model_name_or_path", "x", "--compare_base"], 2, "--compare_base: a model by itself has no base"),
+        (["--task", "gsm8k", "--style", "cott", "--result_dir", "OUT"], 2, "invalid choice: 'cott'"),
+        (["--data", "cot_sample_test", "--task", "gsm8k"], 2, "either --data or --task"),
+        (["--task", "gsm8q", "--result_dir", "OUT"], 2, "unknown task 'gsm8q' in --task. Did you mean gsm8k"),
+        (["--task", "gsm8k"], 2, "--task writes into a directory: --result_dir DIR"),
+        (["--task", "gsm8k", "--result_dir", "OUT", "--shots", 99], 2, "'GSM8K, test' has 4 worked examples, not 99"),
+        (["--task", "gsm8k", "--result_dir", "OUT", "--task_file", "nothing.jsonl"], 1, "'GSM8K, test' is not on this machine: nothing.jsonl is missing; it is at https://github.com/openai"),
+        (["--task", "gsm8k", "--result_dir", "OUT", "--api_base", "http://x", "--compare_base"], 2, "--compare_base needs the base here"),
+        (["--data", "cot_sample_test", "--api_base", "http://x"], 2, "--api_base, --task_file and --result_dir are for --task"),
+    ],
+)  # fmt: skip
+def test_bad_flags(finished: Path, tmp_path: Path, flags: list[Any], code: int, message: str, capsys: Any) -> None:
+    given = [str(tmp_path / "out") if flag == "OUT" else str(flag) for flag in flags]
+    try:
+        found = evaluate.main(["--lora_dir", str(finished), *given])
+    except SystemExit as stopped:
+        found = stopped.code
+    assert found == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bundled_task_is_told_apart_by_language(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--lora_dir", finished, "--task", "cot_sample_test", "--result_dir", tmp_path, "--max_new_tokens", 1]
+    assert run(*asked) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +cn  adapter: ", printed, re.MULTILINE)
+    assert re.search(r"^ +en  adapter: ", printed, re.MULTILINE)
+    found = lines(tmp_path / evaluation.SCORED)
+    assert {(line["group"], line["language"]) for line in found} == {("cn", "cn"), ("en", "en")}
+    bundled = json.loads((DATA_DIR / "sample" / "cot_sample_test.json").read_text(encoding="utf-8"))
+    asked_rows = lines(tmp_path / evaluation.QUESTIONS)
+    assert [row["instruction"] for row in asked_rows] == [row["instruction"] for row in bundled], "plain: as they are"
+    assert [line["row_id"] for line in found] == [line["row_id"] for line in lines(tmp_path / result_rows.NAME)]
+
+
+def test_a_base_by_itself_and_a_merged_model_by_itself(
+    finished: Path, llama_base: Path, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--task", "gsm8k", "--task_file", task_file, *FEW]
+    alone = ["--model_name_or_path", llama_base, *asked, "--result_dir", tmp_path / "base"]
+    assert run(*alone) == 1
+    assert "say which with --model_type" in capsys.readouterr().err
+    assert run(*alone, "--model_type", "llama") == 0
+    printed = capsys.readouterr().out
+    assert "llama, a model by itself" in printed
+    assert "assumed: template alpaca" in printed
+    assert "  all    model: " in printed
+    assert merge.main(["--lora_dir", str(finished), "--merged_dir", str(tmp_path / "merged")]) == 0
+    assert run("--model_name_or_path", tmp_path / "merged", *asked, "--result_dir", tmp_path / "out") == 0
+    assert "assumed" not in capsys.readouterr().out
+    assert run("--lora_dir", finished, *asked, "--compare_base", "--result_dir", tmp_path / "adapter") == 0
+    said = {
+        name: [line["generate"] for line in lines(tmp_path / name / result_rows.NAME)]
+        for name in ("base", "out", "adapter", "adapter/base")
+    }
+    assert said["out"] == said["adapter"]
+    assert said["base"] == said["adapter/base"], "the run was trained in its family's prompt"
+    (tmp_path / "other").mkdir()
+    for file in llama_base.iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "other" / "generation_config.json").write_text("{}", encoding="utf-8")
+    alone[1] = tmp_path / "other"
+    assert run(*alone, "--model_type", "llama") == 1
+    assert "base_sha256 was" in capsys.readouterr().err
+
+
+def test_readings_of_a_scored_row_are_what_its_texts_say() -> None:
+    row = scored("2", "#### 2", "")
+    assert row.readings == (Reading("2", "announced"), Reading(None, "unread"))
+    assert readings.Audit.of(row.readings).unread == 1
