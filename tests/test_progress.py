@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from utils import checkpoints
 from utils.progress import LOG_NAME, ROWS_NAME, LogFile, RowLog, rewrite
 from utils.proof import Encoded
 
@@ -24,7 +26,7 @@ def state_at(step: int) -> SimpleNamespace:
 def trained(directory: Path, *members: Sequence[int], start: int = 0, before: Path | None = None) -> None:
     """A run, or a part of one from step `start` on, with these rows in its steps."""
     now: list[int] = []
-    log = RowLog(directory, lambda: now, ROWS, before)
+    log = RowLog(directory, lambda: now, ROWS, checkpoints.path_of(before or directory, start) if start else None)
     log.on_train_begin(None, state_at(start), None)
     for step, each in enumerate(members, start=start + 1):
         now[:] = each
@@ -62,6 +64,44 @@ def test_a_line_that_a_killed_process_has_begun_is_gone(tmp_path: Path) -> None:
         (tmp_path / ROWS_NAME).write_bytes(whole + torn[:length])
         trained(tmp_path, start=9)
         assert (tmp_path / ROWS_NAME).read_bytes() == whole, torn[:length]
+
+
+DAMAGED = {
+    "no JSON": b"\x00\x00\x00",
+    "half of a line": '{"step": 2, "rows": ["数据'.encode(),
+    "no UTF-8": b'{"step": \xff}',
+    "another thing": b'["step", 2]',
+    "no step": b'{"rows": []}',
+    "a step in words": '{"step": "二", "rows": []}'.encode(),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
+def test_a_line_that_cannot_be_read_is_named_before_anything_is_changed(damaged: bytes, tmp_path: Path) -> None:
+    trained(tmp_path, [0], [1], [2])
+    path = tmp_path / ROWS_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + damaged + b"\n" + lines[2])
+    before = path.read_bytes()
+    message = (
+        f"{path} line 2 is not a step with its rows: mend it, or delete the file to go on without the rows of the steps "
+        "so far"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        trained(tmp_path, start=3)
+    assert path.read_bytes() == before
+    trained(tmp_path, [0], start=1)
+    assert logged(tmp_path) == expected([0], [0]), "behind the checkpoint nothing is asked of it"
+
+
+@pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
+def test_the_last_line_may_be_what_a_crash_left(damaged: bytes, tmp_path: Path) -> None:
+    trained(tmp_path, [0], [1])
+    path = tmp_path / ROWS_NAME
+    path.write_bytes(path.read_bytes() + damaged + b"\n")
+    trained(tmp_path, [2], start=9)
+    assert [step for step, _ in logged(tmp_path)] == [1, 2, 10]
 
 
 def test_one_that_goes_on_elsewhere_brings_its_rows_along(tmp_path: Path) -> None:

@@ -77,8 +77,7 @@ def make_trainer(
     trainer.about = {"identity": identity, "total_steps": steps.total}
     trainer.best = Best(patience=chosen.early_stopping_patience, wanted=chosen.keeps_best)
     if chosen.log_row_ids:
-        before = checkpoint.parent if checkpoint else None
-        trainer.add_callback(progress.RowLog(chosen.output_dir, lambda: trainer.members, data.train, before))
+        trainer.add_callback(progress.RowLog(chosen.output_dir, lambda: trainer.members, data.train, checkpoint))
     trainer.accelerate(chosen.extras, attention=chosen.attn_implementation)
     return attached, trainer
 

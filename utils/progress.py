@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from utils import distributed, outputs, runinfo
+from utils import checkpoints, distributed, outputs, runinfo
 from utils.proof import Encoded
 from utils.schedule import duration
 
@@ -99,20 +99,25 @@ class RowLog(TrainerCallback):
     Args:
         members: the row numbers of the last step.
         rows: that they number.
-        before: where the run that this one goes on from has its own.
+        checkpoint: that the run goes on from; the rows until then stand beside it.
+
+    Raises:
+        ValueError: these cannot be read.
     """
 
     def __init__(
-        self, directory: Path, members: Callable[[], Sequence[int]], rows: Sequence[Encoded], before: Path | None
+        self, directory: Path, members: Callable[[], Sequence[int]], rows: Sequence[Encoded], checkpoint: Path | None
     ) -> None:
         self._path, self._members, self._rows = directory / ROWS_NAME, members, rows
-        self._before = before / ROWS_NAME if before else self._path
+        self._kept: list[str] = []
+        if checkpoint is not None:  # read before anything is changed
+            distributed.decided_by_main(lambda: self._kept.extend(_rows_until(checkpoint)))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if distributed.is_main():
-            kept = [line for line in _whole_lines(self._before) if json.loads(line)["step"] <= state.global_step]
             with outputs.atomic(self._path) as file:
-                file.writelines(line + "\n" for line in kept)
+                file.writelines(line + "\n" for line in self._kept)
+            self._kept = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if distributed.is_main():
@@ -125,9 +130,35 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Without one that a killed process has begun."""
+def _rows_until(checkpoint: Path) -> list[str]:
+    """The lines of `row_ids.jsonl` up to the checkpoint's step. What a killed process left at the end is none of them.
+
+    Raises:
+        ValueError: a line that is no step, with others behind it.
+    """
+    path, last = checkpoint.parent / ROWS_NAME, checkpoints.step_of(checkpoint)
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    return text.split("\n")[:-1]  # a file's name may hold what `splitlines` takes for an end
+    lines = text.split("\n")[:-1]  # a file's name may hold what `splitlines` takes for an end
+    for number, line in enumerate(lines):
+        step = _step(line)
+        if step is None and number + 1 < len(lines):
+            raise ValueError(
+                f"{path} line {number + 1} is not a step with its rows: mend it, or delete the file to go on without "
+                "the rows of the steps so far"
+            )
+        if step is None or step > last:
+            return lines[:number]
+        if step == last:
+            return lines[: number + 1]
+    return lines
+
+
+def _step(line: str) -> int | None:
+    """Of a line of `row_ids.jsonl`; None: it is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None
