@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -117,6 +118,16 @@ def test_rows_of_like_length_need_little_padding() -> None:
     assert shares[0] > 0.5
     assert shares[1] < 0.06
     assert padding_share([7] * 10, MicroBatchSize(tokens=70), batch_size=10, seed=0, world_size=1) == 0
+
+
+@pytest.mark.parametrize("packing", [None, "lines", "line"])
+def test_the_share_of_padding_is_that_of_the_tensors(packing: Literal["lines", "line"] | None) -> None:
+    lengths, size = [3, 9, 4, 2, 12, 5, 5, 1], MicroBatchSize(tokens=30, packing=packing)
+    steps = StepBatches(rows(lengths), 9, size, batch_size=4, seed=3, rank=0, world_size=1)
+    ids = [batch["input_ids"] for step in range(len(steps)) for batch in steps[step]["micro_batches"]]
+    share = sum(int((part == 9).sum()) for part in ids) / sum(part.numel() for part in ids)
+    assert padding_share(lengths, size, batch_size=4, seed=3, world_size=1) == pytest.approx(share)
+    assert (share > 0) == (packing != "line"), "one line has no padding"
 
 
 def test_the_longest_row_comes_first_and_no_row_is_lost() -> None:

@@ -75,13 +75,6 @@ def bins(rows: Sequence[int], lengths: Lengths, capacity: int) -> list[list[int]
     return packed_rows
 
 
-def padding_share(bins_of_rows: Sequence[Sequence[int]], lengths: Lengths) -> float:
-    """Share of the positions of `packed` tensors, 0 to 1, that hold no token of a row."""
-    filled = [sum(int(lengths[row]) for row in rows) for rows in bins_of_rows]
-    positions = len(filled) * max(filled, default=0)
-    return 1 - sum(filled) / positions if positions else 0.0
-
-
 def packed(bins_of_rows: Sequence[Sequence[Encoded]], pad_id: int) -> Batch:
     """`input_ids`, `labels` and `position_ids`, each int64 of shape (bins, longest bin), for a model without a cache.
 
