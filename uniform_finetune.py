@@ -20,12 +20,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils import catalog, checkpoints, cli, disk, flags, hygiene, methods, settings
-from utils.models import DEFAULT_MODEL, get_model
+from utils.models import get_model
 from utils.settings import Settings
-from utils.templates import get_template
 
 if TYPE_CHECKING:
     from utils.dataset import TrainingData
@@ -36,13 +35,7 @@ if TYPE_CHECKING:
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    cli.add_model_flags(parser, model_type=DEFAULT_MODEL)
-    flags.add_data_flags(parser)
-    flags.add_method_flags(parser)
-    flags.add_optimizer_flags(parser)
-    flags.add_speed_flags(parser)
-    flags.add_output_flags(parser)
-    flags.add_endurance_flags(parser)
+    flags.add_finetuning_flags(parser)
     return parser
 
 
@@ -54,15 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     only_look = bool(values.dry_run or values.preview)
     try:
         chosen = settings.resolve(values)
-        parts = catalog.parse_mixture(chosen.data)
-        drop = hygiene.resolve(chosen.drop, chosen.keep)
+        catalog.parse_mixture(chosen.data)
+        hygiene.resolve(chosen.drop, chosen.keep)
         if not only_look:
             kept = {"overwrite": values.overwrite, "resume": chosen.resume_from_checkpoint}
             settings.check_output(chosen.output_dir, chosen.model_name_or_path, **kept)
     except ValueError as error:
         parser.error(str(error))
 
-    from utils import distributed, loading, preflight, preview
+    from utils import dataset, distributed, loading, preflight, preview
 
     loading.quiet_libraries()
     if values.device_memory:
@@ -81,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     chosen = replace(chosen, precision=base.precision, quantization_bit=base.quantization_bit)
     tokenizer = base.tokenizer()
-    data = encode(chosen, tokenizer, parts, drop)
+    with cli.bar("encoding") as on_rows:
+        data = dataset.of_settings(chosen, tokenizer, on_rows=on_rows)
     if values.preview:
         for row in data.train[: values.preview]:
             distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
@@ -103,27 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             base = replace(base, precision="fp32")
         kept = {"overwrite": values.overwrite, "started": started}
         return finetuning.finetune(chosen, base, tokenizer, data, steps, foreseen, **kept)
-
-
-def encode(chosen: Settings, tokenizer: Any, parts: Sequence[catalog.Part], drop: frozenset[str]) -> TrainingData:
-    """The rows to train on, each proved."""
-    from utils import dataset
-
-    with cli.bar("encoding") as on_rows:
-        return dataset.build(
-            parts,
-            get_template(chosen.template),
-            tokenizer,
-            cutoff_len=chosen.cutoff_len,
-            truncation=chosen.truncation,
-            val_set_size=chosen.val_set_size,
-            seed=chosen.seed,
-            bad_rows=chosen.bad_rows,
-            drop=drop,
-            overlap=hygiene.local_evaluation_sets() if "evaluation_overlap" in drop else None,
-            workers=chosen.preprocessing_num_workers,
-            on_rows=on_rows,
-        )
 
 
 def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, Steps, Preflight]:

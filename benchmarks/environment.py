@@ -6,8 +6,6 @@ Knows: this machine, the versions and the date. Does not know what is measured.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,15 +20,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, Python, libraries, commit and day."""
-    from utils import runinfo
+    from utils import machine, runinfo
 
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
     return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "python": platform.python_version(),
+        **machine.described(),
         "versions": runinfo.versions(),
         "commit": runinfo.commit(REPOSITORY),
         "date": datetime.now(UTC).date().isoformat(),

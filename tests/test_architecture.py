@@ -21,6 +21,7 @@ SCRIPTS = {
     "web": 150,
     "prepare_data": 170,
     "server": 130,
+    "study": 170,
 }
 HARD_LINES, HARD_FUNCTION = 400, 60
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pyarrow", "matplotlib", "tqdm"} | {
@@ -31,6 +32,9 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "dataset
     "httpx2",
     "filelock",
     "prompt_toolkit",
+    "scipy",
+    "jinja2",
+    "pydantic",
 }
 
 

@@ -16,6 +16,7 @@ import merge
 import predict
 import prepare_data
 import server
+import study
 import uniform_finetune
 import web
 from utils import catalog, collection
@@ -31,12 +32,13 @@ PARSERS = {
     "web.py": web.make_parser,
     "prepare_data.py": prepare_data.make_parser,
     "server.py": server.make_parser,
+    "study.py": study.make_parser,
 }
 DOCUMENTS = sorted(
     [
         *REPOSITORY.glob("*.md"),
         *(REPOSITORY / "docs").glob("*.md"),
-        *(REPOSITORY / "examples").glob("*"),
+        *(REPOSITORY / "examples").glob("*.sh"),
         REPOSITORY / "data" / "README.md",
     ]
 )

@@ -1,7 +1,8 @@
 """How a row of a task is asked: options in a list, worked examples before it, and the words that ask for an answer.
 
-Knows: four styles, their words in English and Chinese, and `data/few_shots.toml`. Does not know templates or models:
-what comes out is a record like any other, which the run's own template renders.
+Knows: four styles, their words in English and Chinese, `data/few_shots.toml`, and what an option is said with where
+likelihoods are compared. Does not know templates or models: what comes out is a record like any other, which the run's
+own template renders.
 
 `plain` adds nothing to the question, for a model that was trained on questions alone; `direct` asks for the answer
 alone; `cot` for the reasoning first; `zero_shot_cot` says "Let's think step by step." (Kojima et al. 2022,
@@ -24,6 +25,9 @@ from utils.scoring import language
 from utils.tasks import OPEN, Item, TaskSpec
 
 PLAIN = "plain"
+TEXT = "text"
+CHOICE_BY = (TEXT, "loglikelihood", "cloze")
+"""How the option that a model chooses is found: read in what it writes, or weighed (`weighed`)."""
 STYLES = (PLAIN, "direct", "cot", "zero_shot_cot")
 
 # What is asked for, by type of answer; the words are those that utils.readings reads.
@@ -123,6 +127,29 @@ def cued(question: str, style: str, kind: str) -> str:
         return question
     tongue = language(question)
     return f"{question}\n{CUES[tongue][style].format(asked=ASKED[tongue][kind])}"
+
+
+def weighed(spec: TaskSpec, item: Item, style: str, shots: Sequence[Shot], by: str) -> tuple[dict[str, str], list[str]]:
+    """The record that asks `item`, and a continuation for each of its options, whose likelihoods are compared.
+
+    `loglikelihood`: the options are listed, as always, and each continuation announces a letter. `cloze`: they are not,
+    and each continuation is an option's own words; so are the answers of the worked examples.
+    """
+    if by == "loglikelihood":
+        tongue = spoken(item)
+        letters = LETTERS[: len(item.choices)]
+        return record(spec, item, style, shots), [ANNOUNCED[tongue].format(f"({letter})") for letter in letters]
+    examples = [f"{shot.question}\n{shot.choices[LETTERS.index(shot.answer)]}\n\n" for shot in shots]
+    return {"instruction": "".join([*examples, item.question.strip()]), "input": ""}, list(item.choices)
+
+
+def require_weighable(spec: TaskSpec, style: str, by: str) -> None:
+    """`ValueError` where the options of a task cannot be weighed."""
+    if spec.kind != "choice" or not spec.choices:
+        what = f"the type {spec.kind!r}" if spec.kind != "choice" else "options that stand in its questions' words"
+        raise ValueError(f"--choice_by {by}: task {spec.title!r} has answers of {what}: leave --choice_by out")
+    if by == "cloze" and style != PLAIN:
+        raise ValueError(f"--choice_by cloze lists no options that --style {style} could ask for: leave --style out")
 
 
 def spoken(item: Item) -> str:

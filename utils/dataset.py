@@ -18,9 +18,10 @@ from utils.encoding import EncodedPart, Recipe, encode_part
 from utils.formats import BadRow
 from utils.ledger import Account, Ledger
 from utils.overlap import EvaluationSets
+from utils.settings import Settings
 from utils.sieve import nothing_left, sieve
 from utils.store import Selection
-from utils.templates import Template
+from utils.templates import Template, get_template
 from utils.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -100,6 +101,25 @@ def build(
     ledger.notes += [*bad, *_changed(parts, encoded), *([overlap.described()] if overlap else [])]
     ledger.check()
     return data
+
+
+def of_settings(chosen: Settings, tokenizer: Tokenizer, *, on_rows: Callable[[int], object] = NO_ROWS) -> TrainingData:
+    """The rows that a run with these settings is trained on; errors as `build` and `catalog.parse_mixture`."""
+    drop = hygiene.resolve(chosen.drop, chosen.keep)
+    return build(
+        catalog.parse_mixture(chosen.data),
+        get_template(chosen.template),
+        tokenizer,
+        cutoff_len=chosen.cutoff_len,
+        truncation=chosen.truncation,
+        val_set_size=chosen.val_set_size,
+        seed=chosen.seed,
+        bad_rows=chosen.bad_rows,
+        drop=drop,
+        overlap=hygiene.local_evaluation_sets() if "evaluation_overlap" in drop else None,
+        workers=chosen.preprocessing_num_workers,
+        on_rows=on_rows,
+    )
 
 
 @contextmanager

@@ -12,10 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli, hygiene, methods
+from utils.models import DEFAULT_MODEL
 
 FROM_ROW = "(default: the family's)"
 SKIPPED_STEPS = 3
 """Steps that may be skipped one after the other: one is an accident, three are a rule."""
+
+
+def add_finetuning_flags(parser: argparse.ArgumentParser) -> None:
+    """All of a run."""
+    cli.add_model_flags(parser, model_type=DEFAULT_MODEL)
+    add_data_flags(parser)
+    add_method_flags(parser)
+    add_optimizer_flags(parser)
+    add_speed_flags(parser)
+    add_output_flags(parser)
+    add_endurance_flags(parser)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
