@@ -1,4 +1,5 @@
-"""A tokenizer whose prompt ends with the place of one answer: ChatGLM-6B's `[gMASK] <sop>`."""
+"""Rows that can have one answer: ChatGLM-6B's tokenizer, whose prompt ends with the place of it (`[gMASK] <sop>`), and
+its prompt with any other."""
 
 from __future__ import annotations
 
@@ -84,6 +85,24 @@ def test_a_dialogue_becomes_a_row_for_each_answer(glm: Any) -> None:
         == "[Round 0]\n问：你好，世界 🌏\n答：Hello, world 🌏\n[Round 1]\n问：Again?\n\tPlease.\n答： 再来一次：Hello."
     )
     assert texts[0] == "你好，世界 🌏 Hello, world 🌏", "a first question is sent as it is"
+
+
+def test_where_a_first_question_is_asked_otherwise_than_a_later_one_the_same_holds(tokenizer: Any) -> None:
+    """Any tokenizer with this prompt: the row of a later answer does not begin as a first question is sent."""
+    encoder = Encoder(TEMPLATE, tokenizer, cutoff_len=512, truncation="drop")
+    (row,) = rows(DIALOGUE)
+    turns = DIALOGUE["conversation"]
+    outcomes = encoder(encoder.examples(row))
+    assert len(outcomes) == 3
+    for number, outcome in enumerate(outcomes):
+        assert outcome.encoded
+        ids, labels = outcome.encoded.input_ids, outcome.encoded.labels
+        sent = encode_prompt({"conversation": turns[: 2 * number + 1]}, TEMPLATE, tokenizer)
+        assert ids[: len(sent)] == sent
+        assert labels == [IGNORED] * len(sent) + ids[len(sent) :]
+        assert tokenizer.decode(ids[len(sent) : -1]) == turns[2 * number + 1]["content"]
+        assert ids.index(tokenizer.eos_token_id) == len(ids) - 1, "an earlier answer ends nothing"
+    assert tokenizer.decode(encode_prompt({"conversation": turns[:1]}, TEMPLATE, tokenizer)[1:]) == turns[0]["content"]
 
 
 def test_a_causal_tokenizer_keeps_a_dialogue_in_one_row(tokenizer: Any) -> None:

@@ -21,7 +21,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from utils.conversation import Conversation, Exchange
-from utils.encode import encode_prompt
+from utils.encode import encode_prompt, has_one_answer
 from utils.equivalence import QUESTIONS
 from utils.templates import Message, Template, to_messages
 from utils.tokens import Codec, Tokenizer, prefix_ids, require_eos, suffix_ids
@@ -151,7 +151,7 @@ def joints(template: Template, tokenizer: Tokenizer, lead: str = "") -> Iterator
     """Conversations with answers that the vocabulary has a token for together with the end of the prompt before them:
     the ones that would be read otherwise, if any are."""
     header = template.dialogue_assistant
-    if not header or suffix_ids(tokenizer):
+    if not header or has_one_answer(template, tokenizer):
         return
     found: set[str] = set()
     for text in Codec(tokenizer).texts([[i] for i in sorted(tokenizer.get_vocab().values())]):  # pyright: ignore[reportAttributeAccessIssue]
@@ -214,9 +214,9 @@ def jinja_of(
     end = _tokens([require_eos(tokenizer)], tokenizer)
     lines = [*_CHECKS, *([] if answers else _REFUSAL), f"{{{{- {before} -}}}}" if before else ""]
     answer = f"{{{{- ({_quoted(lead)} ~ turn.content if turn.content else '') ~ {end} -}}}}"
-    # Where something stands behind the prompt, a row has one answer: those before it are text of the prompt.
+    # Where a row has one answer, those before it are text of the prompt.
     last = f"{{{{- {behind} ~ turn.content ~ {end} -}}}}" if behind else answer
-    earlier = "{{- turn.content -}}" if behind else answer
+    earlier = "{{- turn.content -}}" if has_one_answer(template, tokenizer) else answer
     dialogue = [
         f"{{{{- system or {_quoted(template.dialogue_system)} -}}}}",
         "{%- for turn in turns -%}",

@@ -8,7 +8,8 @@ inference sends, whatever the answer is. What a person wrote is encoded with con
 user stays four characters of text (feasible since `split_special_tokens` of transformers' tokenizers).
 
 A tokenizer that puts something after a prompt (ChatGLM-6B: `[gMASK] <sop>`, in place of which the answer is written)
-gives a row one answer: a dialogue then becomes a row for each of its answers, with all before it as context.
+gives a row one answer, and so does a template that asks a first question otherwise than the first of several: a
+dialogue then becomes a row for each of its answers, with all before it as context.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Encoder:
     def examples(self, row: Row) -> list[Row]:
         """The row, or where a row can have one answer only, a row for each answer of its dialogue."""
         record = row.record
-        if not self._frame.suffix or "conversation" not in record:
+        if not self._frame.one_answer or "conversation" not in record:
             return [row]
         ends = [len(prompt["conversation"]) + 1 for prompt in prompts_of(record)]
         return [replace(row, record={**record, "conversation": record["conversation"][:end]}) for end in ends]
@@ -102,7 +103,7 @@ class Encoder:
         begins with, which has the same ids then: a text is tokenised once, and by itself."""
         try:
             full = self._frame.arranged(render(row.record, self._template, self._tokenizer))
-            asked = prompts_of(row.record)[-1:] if self._frame.suffix else prompts_of(row.record)
+            asked = prompts_of(row.record)[-1:] if self._frame.one_answer else prompts_of(row.record)
             prompts = [self._frame.arranged(render_prompt(each, self._template, self._tokenizer)) for each in asked]
         except ValueError as error:
             raise MaskError(f"{row.origin}: {error}") from error
@@ -137,7 +138,7 @@ class Encoder:
         return Draft(
             encoded=encoded,
             row=row,
-            answers=_answers(row)[-1:] if self._frame.suffix else _answers(row),
+            answers=_answers(row)[-1:] if self._frame.one_answer else _answers(row),
             what=what,
             spans=spans,
             prompts=sent,
@@ -163,6 +164,17 @@ def encode_prompt(record: Any, template: Template, tokenizer: Tokenizer) -> list
     return _join_alone(render_prompt(record, template, tokenizer), template, tokenizer)[0][0]
 
 
+def encode_answer(record: Mapping[str, Any], answer: str, template: Template, tokenizer: Tokenizer) -> list[int]:
+    """The ids that training would have of `answer` behind the record's prompt, without what ends it."""
+    answered = {**record, "output": answer}
+    (ids, _), spans = _join_alone(render(answered, template, tokenizer), template, tokenizer)
+    start, end = spans[-1]
+    ends = stop_ids(template, tokenizer)
+    while end > start and ids[end - 1] in ends:
+        end -= 1
+    return ids[start:end]
+
+
 def cut_prompt(ids: Sequence[int], longest: int, template: Template, tokenizer: Tokenizer) -> list[int]:
     """A prompt's ids, cut from the left to `longest` as a training row's are with `--truncation prompt`: the
     tokenizer's prefix and the prompt's end stay.
@@ -176,6 +188,12 @@ def cut_prompt(ids: Sequence[int], longest: int, template: Template, tokenizer: 
         raise ValueError(f"no room for a prompt: {longest} tokens are left to it; lower --max_new_tokens")
     excess = max(0, len(ids) - longest)
     return [*ids[:head], *ids[head + excess :]]
+
+
+def has_one_answer(template: Template, tokenizer: Tokenizer) -> bool:
+    """Whether a row can have one answer only, and all before it is one text without EOS: what inference sends for an
+    earlier answer is not how the row begins."""
+    return template.one_exchange_is_instruction or not template.from_tokenizer and bool(suffix_ids(tokenizer))
 
 
 def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
@@ -225,6 +243,8 @@ class Frame:
     """Before the first, usually BOS or nothing."""
     suffix: list[int]
     """Between the prompt and its only answer; usually nothing."""
+    one_answer: bool
+    """Whether a row can have one only; see `has_one_answer`."""
     eos: int
 
     @classmethod
@@ -234,6 +254,7 @@ class Frame:
         return cls(
             prefix=prefix_ids(tokenizer) if dressed else [],
             suffix=suffix_ids(tokenizer) if dressed else [],
+            one_answer=has_one_answer(template, tokenizer),
             eos=require_eos(tokenizer),
         )
 
@@ -244,7 +265,7 @@ class Frame:
 
     def arranged(self, segments: list[Segment]) -> list[Segment]:
         """The segments of a row or prompt; where a row has one answer, all before it is one text without EOS."""
-        if not self.suffix:
+        if not self.one_answer:
             return segments
         last = [segments[-1]] if segments[-1].is_target else []
         context = Segment(text="".join(segment.text for segment in segments[: len(segments) - len(last)]))
