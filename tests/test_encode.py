@@ -7,7 +7,7 @@ import pytest
 from conftest import RECORDS
 
 from utils import encode
-from utils.encode import encode_prompt, encode_rows, stop_ids, truncate
+from utils.encode import encode_answer, encode_prompt, encode_rows, stop_ids, truncate
 from utils.proof import IGNORED, Draft, Encoded, MaskError, prove
 from utils.readers import Row, read_rows
 from utils.templates import TEMPLATES, Segment
@@ -50,6 +50,16 @@ def test_exactly_the_answers_and_their_end_are_trained(template: Any, chat_token
         assert row.num_targets == sum(label != IGNORED for label in row.labels)
         assert all(label in (IGNORED, token) for token, label in zip(row.input_ids, row.labels, strict=True))
     assert trained_text(encoded[-1], chat_tokenizer) == f"Hello.{end}你好。{end}"
+
+
+@pytest.mark.parametrize("template", [ALPACA, CHAT], ids=["alpaca", "chat"])
+def test_an_answers_ids_are_those_of_training_without_their_end(template: Any, chat_tokenizer: Any) -> None:
+    for record, row in zip(RECORDS, encode_all(RECORDS, template, chat_tokenizer), strict=True):
+        trained = [label for label in row.labels if label != IGNORED]
+        question = {key: value for key, value in record.items() if key != "output"}
+        found = encode_answer(question, record["output"], template, chat_tokenizer)
+        assert found == [i for i in trained if i not in stop_ids(template, chat_tokenizer)]
+        assert chat_tokenizer.decode(found) == record["output"]
 
 
 @pytest.mark.parametrize("template", [ALPACA, CHAT], ids=["alpaca", "chat"])

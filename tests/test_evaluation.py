@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import ModelServer, serving
 
 import evaluate
 import merge
-from utils import evaluation, readings, result_rows
+from utils import assistant, evaluation, exam, readings, result_rows
 from utils.catalog import DATA_DIR
+from utils.encode import encode_answer
 from utils.evaluation import Likeness, Scored, accuracy, vote
 from utils.readings import Reading, read
 from utils.tasks import OPEN
@@ -80,17 +82,17 @@ def test_accuracy_of_majorities_counts_what_could_not_be_read_as_wrong() -> None
     assert accuracy(rows, 1).unread == 2
     assert not rows[0].is_right(1)
     assert rows[0].is_right(3)
-    report = list(evaluation.report("adapter", rows, "number", 3))
+    report = list(evaluation.report("adapter", rows, 3))
     assert report[1] == " read  adapter: 0 announced, 6 bare, 0 by fallback, 4 could not be read"
     assert [line.split()[0] for line in report] == ["all", "read", "maj@1", "maj@2", "maj@3"]
 
 
 def test_all_unreadable_and_groups() -> None:
     rows = [scored("1", "?", group="b"), scored("1", "!", group="a"), scored("1", "1", group="b")]
-    report = list(evaluation.report("base", rows, "number", 1))
+    report = list(evaluation.report("base", rows, 1))
     assert [line.split()[0] for line in report] == ["all", "b", "a", "read"]
     assert "(0/1, 95 % interval 0.0% to 79.3%, 1 without a readable answer)" in report[2]
-    figures = evaluation.figures(rows, "number", 1)
+    figures = evaluation.figures(rows, 1)
     assert figures["groups"]["b"]["accuracy"] == 0.5
     assert (figures["correct"], figures["total"], figures["unread"]) == (1, 3, 2)
 
@@ -105,7 +107,7 @@ def test_an_open_task_is_scored_by_likeness() -> None:
         pytest.approx(0.1737, abs=1e-4),
         pytest.approx(0.6263, abs=1e-4),
     )
-    assert len(list(evaluation.report("base", rows, "open", 1))) == 2
+    assert len(list(evaluation.report("base", rows, 1))) == 2
 
 
 def test_a_task_is_asked_scored_and_gone_on_with(
@@ -120,7 +122,7 @@ def test_a_task_is_asked_scored_and_gone_on_with(
     assert "wrong, it is 2" in printed
     assert "  all     base: " in printed
     assert "could not be read" in printed
-    asked_rows = lines(place / evaluation.QUESTIONS)
+    asked_rows = lines(place / exam.QUESTIONS)
     assert [row["reference"] for row in asked_rows] == ["2", "4", "6"]
     assert asked_rows[0]["instruction"].startswith("Mia has 4 boxes")
     assert "先推理，再给出数字" in asked_rows[1]["instruction"] or "Reason first" in asked_rows[1]["instruction"]
@@ -138,7 +140,7 @@ def test_a_task_is_asked_scored_and_gone_on_with(
     assert (place / result_rows.NAME).read_bytes() == answers
     assert "0 of 3 rows are done" in capsys.readouterr().out
     assert run(*asked, "--style", "direct") == 1
-    assert "holds other questions than these: go on with the --task, --task_file, --shots" in capsys.readouterr().err
+    assert "holds other questions than these: go on with the task file that it was made from" in capsys.readouterr().err
     assert run(*asked, *more, "--num_samples", 2) == 1
     assert "num_samples was 1 and is 2" in capsys.readouterr().err
     assert (place / result_rows.NAME).read_bytes() == answers
@@ -198,14 +200,18 @@ def test_rows_without_a_reference_are_left_out_and_counted(
     [
         ([], 2, "say what is asked: either --data or --task"),
         (["--task", "gsm8k", "--lora_dir", ""], 2, "say who answers: a run with --lora_dir, or a model by itself with"),
-        (["--task", "gsm8k", "--lora_dir", "", "--model_name_or_path", "x", "--compare_base"], 2, "--compare_base: a model by itself has no base"),
+        (["--task", "gsm8k", "--lora_dir", "", "--model_name_or_path", "x", "--compare_base"], 2, "--compare_base needs a --lora_dir"),
         (["--task", "gsm8k", "--style", "cott", "--result_dir", "OUT"], 2, "invalid choice: 'cott'"),
         (["--data", "cot_sample_test", "--task", "gsm8k"], 2, "either --data or --task"),
         (["--task", "gsm8q", "--result_dir", "OUT"], 2, "unknown task 'gsm8q' in --task. Did you mean gsm8k"),
         (["--task", "gsm8k"], 2, "--task writes into a directory: --result_dir DIR"),
         (["--task", "gsm8k", "--result_dir", "OUT", "--shots", 99], 2, "'GSM8K, test' has 4 worked examples, not 99"),
         (["--task", "gsm8k", "--result_dir", "OUT", "--task_file", "nothing.jsonl"], 1, "'GSM8K, test' is not on this machine: nothing.jsonl is missing; it is at https://github.com/openai"),
-        (["--task", "gsm8k", "--result_dir", "OUT", "--api_base", "http://x", "--compare_base"], 2, "--compare_base needs the base here"),
+        (["--task", "gsm8k", "--result_dir", "OUT", "--api_base", "http://x", "--compare_base"], 2, "--compare_base needs a --lora_dir, and its base here"),
+        (["--task", "gsm8k", "--result_dir", "OUT", "--choice_by", "cloze"], 2, "--choice_by cloze: task 'GSM8K, test' has answers of the type 'number': leave --choice_by out"),
+        (["--task", "gaokao", "--result_dir", "OUT", "--choice_by", "loglikelihood"], 2, "has answers of options that stand in its questions' words"),
+        (["--task", "aqua", "--result_dir", "OUT", "--choice_by", "cloze", "--style", "cot"], 2, "--choice_by cloze lists no options that --style cot could ask for"),
+        (["--task", "aqua", "--result_dir", "OUT", "--choice_by", "cloze", "--num_samples", 2], 2, "options are weighed here, without --api_base and --num_samples"),
         (["--data", "cot_sample_test", "--api_base", "http://x"], 2, "--api_base, --task_file and --result_dir are for --task"),
     ],
 )  # fmt: skip
@@ -231,7 +237,7 @@ def test_the_bundled_task_is_told_apart_by_language(
     found = lines(tmp_path / evaluation.SCORED)
     assert {(line["group"], line["language"]) for line in found} == {("cn", "cn"), ("en", "en")}
     bundled = json.loads((DATA_DIR / "sample" / "cot_sample_test.json").read_text(encoding="utf-8"))
-    asked_rows = lines(tmp_path / evaluation.QUESTIONS)
+    asked_rows = lines(tmp_path / exam.QUESTIONS)
     assert [row["instruction"] for row in asked_rows] == [row["instruction"] for row in bundled], "plain: as they are"
     assert [line["row_id"] for line in found] == [line["row_id"] for line in lines(tmp_path / result_rows.NAME)]
 
@@ -265,6 +271,78 @@ def test_a_base_by_itself_and_a_merged_model_by_itself(
     alone[1] = tmp_path / "other"
     assert run(*alone, "--model_type", "llama") == 1
     assert "base_sha256 was" in capsys.readouterr().err
+
+
+OPTIONS = [
+    {"question": "Which floats? 🎈", "options": ["A)iron", "B)cork", "C)cork"], "correct": "B", "rationale": ""},
+    {"question": "哪个会浮？", "options": ["A)铁", "B)软木，因为很轻"], "correct": "A", "rationale": ""},
+]
+
+
+@pytest.fixture
+def options_file(tmp_path: Path) -> Path:
+    file = tmp_path / "选项.json"
+    file.write_text(json.dumps(OPTIONS, ensure_ascii=False), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("by", ["loglikelihood", "cloze"])
+def test_options_are_weighed_in_the_trained_prompt(
+    by: str, finished: Path, options_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "out"
+    asked = ["--lora_dir", finished, "--task", "aqua", "--task_file", options_file, "--choice_by", by, "--shots", 1]
+    assert run(*asked, "--result_dir", place, "--compare_base", "--show", 2) == 0
+    printed = capsys.readouterr().out
+    for name in evaluation.WEIGHTS:
+        assert re.search(rf"^ +all  adapter +{name}: ", printed, re.MULTILINE)
+        assert re.search(rf"^ +all     base +{name}: ", printed, re.MULTILINE)
+    opened = assistant.open_run(finished)
+    found = lines(place / result_rows.NAME)
+    first = found[0]
+    if by == "cloze":
+        assert (
+            first["instruction"]
+            == "A shirt of $40 is sold for 25% less. What does it cost now?\n$30\n\nWhich floats? 🎈"
+        )
+        assert first["continuations"] == ["iron", "cork", "cork"]
+        assert first["loglikelihoods"][1] == pytest.approx(first["loglikelihoods"][2], abs=1e-5)
+    else:
+        assert first["instruction"].endswith("Which floats? 🎈\n(A) iron\n(B) cork\n(C) cork")
+        assert found[1]["continuations"] == ["答案是(A)。", "答案是(B)。"]
+    for line, base_line in zip(found, lines(place / "base" / result_rows.NAME), strict=True):
+        record = {"instruction": line["instruction"], "input": ""}
+        prompt = opened.prompt_ids(record)
+        for text, total in zip(line["continuations"], line["loglikelihoods"], strict=True):
+            more = encode_answer(record, text, opened.origin(None).template, opened.tokenizer)
+            logits = opened.model(input_ids=torch.tensor([[*prompt, *more]])).logits[0].log_softmax(-1)
+            by_hand = sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(more))
+            assert total == pytest.approx(by_hand, abs=1e-3)
+        assert line["loglikelihoods"] != base_line["loglikelihoods"]
+        assert (
+            line["generate"]
+            == max(zip(line["loglikelihoods"], line["continuations"], strict=True), key=lambda each: each[0])[1]
+        )
+    scores = json.loads((place / evaluation.SCORES).read_text(encoding="utf-8"))
+    assert scores["measure"] == "acc"
+    scored_rows = lines(place / evaluation.SCORED)
+    for name in ("acc_norm", "acc_bytes"):
+        right = sum(line["best"][name] == line["reference"] for line in scored_rows)
+        assert scores[name]["correct"] == right
+    assert scores["correct"] == sum(line["right"] for line in scored_rows)
+    answers = (place / result_rows.NAME).read_bytes()
+    (place / result_rows.NAME).write_bytes(answers[:100])
+    assert run(*asked, "--result_dir", place) == 0
+    assert (place / result_rows.NAME).read_bytes() == answers
+
+
+def test_options_are_compared_as_the_harness_does() -> None:
+    found = [("五十", -6.0), ("no", -3.5), ("no", -3.5)]
+    assert evaluation.best([text for text, _ in found], [total for _, total in found]) == {
+        "acc": "b",
+        "acc_norm": "b",
+        "acc_bytes": "a",
+    }
 
 
 def test_readings_of_a_scored_row_are_what_its_texts_say() -> None:

@@ -38,8 +38,9 @@ def drawn(prompts: Any, seeds: Any, on_done: Any) -> list[Any]:
     return echo(prompts, seeds, on_done, with_seed=True)
 
 
-def encode(record: Any) -> tuple[list[int], int]:
-    text = record["instruction"]
+def encode(question: questions.Question) -> tuple[list[int], int]:
+    assert question.record is not None
+    text = question.record["instruction"]
     if len(text) > 50:
         raise ValueError(f"the prompt has {len(text)} tokens")
     return [ord(character) for character in text], 0

@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils import adapter_files, assistant, cache, runinfo
-from utils.encode import encode_prompt
+from utils import adapter_files, assistant, cache, decoding_memory, runinfo
+from utils.assistant import Assistant
+from utils.encode import encode_answer, encode_prompt
+from utils.generation import Answer
 from utils.identity import Identified, identify
 from utils.methods import get_method
 from utils.prediction import Ask
+from utils.questions import Question
 from utils.stopping import Ends
 from utils.templates import fingerprint, turn_marks
+from utils.weighing import Continued, Scales
 
 if TYPE_CHECKING:
     from utils.remote import Remote
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 class Answerer:
     """What `prediction.Job` needs of one."""
 
-    encode: Callable[[Mapping[str, Any]], tuple[list[int], int]]
+    encode: Callable[[Question], tuple[Any, int]]
     ask: Ask
     identity: dict[str, Any]
     """By what its answers are told from another's."""
@@ -72,25 +76,73 @@ def here(
     """
     opened = assistant.open_run(place, merge=merge and not base, **wishes)
     adapter = assistant.BASE if base else None
-    (origin,) = opened.origins.values()
     ends, settings = opened.ends(stop=stop), opened.within_context(settings)
 
-    def encode(record: Mapping[str, Any]) -> tuple[list[int], int]:
-        return opened.fitting_prompt(record, settings["max_new_tokens"], cut=cut)
+    def encode(question: Question) -> tuple[list[int], int]:
+        assert question.record is not None
+        return opened.fitting_prompt(question.record, settings["max_new_tokens"], cut=cut)
 
     def ask(prompts: Any, seeds: Sequence[int], on_done: Callable[[int], object]) -> Any:
         how = {"adapter": adapter, "ends": ends, "batch_size": batch_size, "on_batch": on_done}
         return opened.answer_each(prompts, settings, seeds=seeds, **how)
 
+    return _of(opened, encode, ask, {"batch_size": batch_size}, ends, base=base)
+
+
+def weighing(
+    place: str | None, *, batch_size: int, merge: bool, wishes: Mapping[str, Any], base: bool = False
+) -> Answerer:
+    """The same model as `here`, for questions with `continuations`: nothing is decoded, and the likelihood of each
+    continuation, as an answer in the trained prompt, is found instead. The answer is the likeliest one."""
+    opened = assistant.open_run(place, merge=merge and not base, **wishes)
+    adapter = assistant.BASE if base else None
+    origin = opened.origin(adapter)
+    with opened.speaking(adapter) as model:
+        room, pad_id = decoding_memory.positions(model), origin.tokenizer.pad_token_id
+        scales = Scales(model, pad_id=pad_id, batch_size=batch_size, most_positions=room)
+
+    def encode(question: Question) -> tuple[list[tuple[str, Continued]], int]:
+        record, found = question.record, []
+        assert record is not None
+        prompt = opened.prompt_ids(record, adapter)
+        for text in question.raw["continuations"]:
+            answer = encode_answer(record, text, origin.template, origin.tokenizer)
+            found.append((text, Continued(prompt=prompt, continuation=answer)))
+        return found, 0
+
+    def ask(prompts: Any, seeds: Sequence[int], on_done: Callable[[int], object]) -> Any:
+        def some(numbers: Sequence[int], told: Callable[[int], object]) -> list[Answer]:
+            rows = [each for i in numbers for _, each in prompts[i]]
+            with opened.speaking(adapter) as model:
+                found = iter(scales.weigh(model, rows))
+            told(len(numbers))
+            return [_weighed(prompts[i], [next(found).total for _ in prompts[i]]) for i in numbers]
+
+        return assistant.failing_alone(some, range(len(prompts)), on_done)
+
+    return _of(opened, encode, ask, {"batch_size": batch_size}, opened.ends(), base=base)
+
+
+def _weighed(options: Sequence[tuple[str, Continued]], totals: Sequence[float]) -> Answer:
+    likeliest = max(range(len(options)), key=lambda i: totals[i])
+    return Answer(
+        text=options[likeliest][0],
+        finish_reason="stop",
+        prompt_tokens=len(options[0][1].prompt),
+        new_tokens=sum(len(each.continuation) for _, each in options),
+        beside={"loglikelihoods": totals},
+    )
+
+
+def _of(opened: Assistant, encode: Any, ask: Ask, more: Mapping[str, Any], ends: Ends, *, base: bool) -> Answerer:
+    (origin,) = opened.origins.values()
     how = {"precision": opened.base.precision, "quantization_bit": opened.base.quantization_bit}
     is_merged = not hasattr(opened.model, "peft_config")
+    said_of_base = {"answers": assistant.BASE} if base else {}
     return Answerer(
         encode=encode,
         ask=ask,
-        identity=_identity(origin, ends)
-        | how
-        | {"merged": is_merged, "batch_size": batch_size}
-        | ({"answers": assistant.BASE} if base else {}),
+        identity={**_identity(origin, ends), **how, "merged": is_merged, **more, **said_of_base},
         said=origin.lines(origin.place),
     )
 
@@ -103,8 +155,9 @@ def at_server(
     origin = identify(place, **wishes)
     ends = Ends(ids=origin.stop_token_ids, texts=(*turn_marks(origin.template), *stop))
 
-    def encode(record: Mapping[str, Any]) -> tuple[list[int], int]:
-        return encode_prompt(record, origin.template, origin.tokenizer), 0
+    def encode(question: Question) -> tuple[list[int], int]:
+        assert question.record is not None
+        return encode_prompt(question.record, origin.template, origin.tokenizer), 0
 
     def ask(prompts: Any, seeds: Sequence[int], on_done: Callable[[int], object]) -> Any:
         return server.answers(prompts, settings, tokenizer=origin.tokenizer, ends=ends, seeds=seeds, on_done=on_done)

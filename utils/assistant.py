@@ -153,23 +153,14 @@ class Assistant:
     def answer_each(
         self, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], **options: Any
     ) -> list[Answer | Failure]:
-        """As `answer_ids`, but what fails, fails alone, and where memory runs out, fewer are decoded together: the
-        prompts are halved until what cannot be answered is by itself."""
-        try:
-            return list(self.answer_ids(prompts, settings, **options))
-        except (ValueError, RuntimeError, MemoryError) as error:
-            if len(prompts) == 1:
-                return [Failure(message=" ".join(str(error).split()) or type(error).__name__)]
-        half, seeds, on_batch = len(prompts) // 2, options.get("seeds"), options.get("on_batch", lambda done: None)
-        found: list[Answer | Failure] = []
-        for part in (slice(None, half), slice(half, None)):
-            before = len(found)
-            options |= {
-                "seeds": seeds[part] if seeds else None,
-                "on_batch": lambda done, before=before: on_batch(before + done),
-            }
-            found += self.answer_each(prompts[part], settings, **options)
-        return found
+        """As `answer_ids`, but `failing_alone`."""
+        seeds, on_batch = options.pop("seeds", None), options.pop("on_batch", lambda done: None)
+
+        def ask(numbers: Sequence[int], told: Callable[[int], object]) -> list[Answer]:
+            options["seeds"] = [seeds[i] for i in numbers] if seeds else None
+            return self.answer_ids([prompts[i] for i in numbers], settings, on_batch=told, **options)
+
+        return failing_alone(ask, range(len(prompts)), on_batch)
 
     def origin(self, adapter: str | None) -> Identified:
         """Where an adapter comes from, with its template and tokenizer. The base is asked in the first one's prompt."""
@@ -195,6 +186,27 @@ class Assistant:
         else:
             with self.model.disable_adapter():
                 yield self.model
+
+
+def failing_alone(
+    ask: Callable[[Sequence[int], Callable[[int], object]], Sequence[Answer]],
+    numbers: Sequence[int],
+    on_done: Callable[[int], object],
+) -> list[Answer | Failure]:
+    """What `ask` answers to these numbers; but what fails, fails alone, and where memory runs out, fewer are asked
+    together: they are halved until what cannot be answered is by itself.
+
+    Args:
+        ask: numbers, and whom to tell how many are done → their answers.
+    """
+    try:
+        return list(ask(numbers, on_done))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if len(numbers) == 1:
+            return [Failure(message=" ".join(str(error).split()) or type(error).__name__)]
+    half = len(numbers) // 2
+    found = failing_alone(ask, numbers[:half], on_done)
+    return [*found, *failing_alone(ask, numbers[half:], lambda done: on_done(half + done))]
 
 
 def _decoded_together(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -94,7 +94,8 @@ def family_of(base: str, model_class: str | None) -> tuple[str, str]:
     Raises:
         ValueError: several families have that class, and their prompts and tokenizers may differ.
     """
-    owners = [name for name, row in MODELS.items() if base in row.checkpoints.values()]
+    place = str(Path(base).resolve()) if Path(base).is_dir() else base  # the bundled base has an absolute one
+    owners = [name for name, row in MODELS.items() if {base, place} & set(row.checkpoints.values())]
     if owners:
         return owners[0], f"model type {owners[0]} ({base} is one of its models)"
     families = [name for name, row in MODELS.items() if model_class in row.native]

@@ -1,28 +1,28 @@
-"""A task's answers, scored: the questions' file, what the answers say, majorities, and the report.
+"""A task's answers, scored: what they say, majorities, options by their likelihood, groups, and the report.
 
-Knows: how rows of a task become a file that predict's engine answers, how its answers are scored (`utils.readings`,
-`utils.similarity`), groups, and votes among several answers (self-consistency, Wang et al. 2022, arXiv:2203.11171).
-Does not know models, flags or terminals.
+Knows: how answers are scored (`utils.readings`, `utils.similarity`), votes among several answers (self-consistency,
+Wang et al. 2022, arXiv:2203.11171), and the three ways of comparing likelihoods that EleutherAI's harness has. Does not
+know models, flags or terminals.
 
-`questions.jsonl` holds the records as they were asked, with their references; `predictions.jsonl` beside it the
-answers; `scored.jsonl` what each was read as, and `scores.json` the figures, which these files give again.
+`predictions.jsonl` holds the answers, `scored.jsonl` what each was read as, and `scores.json` the figures, which these
+files give again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import asking, outputs, readings, result_rows, scoring, similarity
-from utils.readings import Audit, Reading
+from utils import outputs, readings, result_rows, scoring, similarity
+from utils.readings import LETTERS, Audit, Reading
 from utils.scoring import Accuracy
-from utils.tasks import OPEN, Item, TaskSpec
+from utils.tasks import OPEN
 
-QUESTIONS, SCORED, SCORES = "questions.jsonl", "scored.jsonl", "scores.json"
+SCORED, SCORES = "scored.jsonl", "scores.json"
 UNREAD = Reading(None, "unread")
 
 
@@ -41,6 +41,8 @@ class Scored:
     readings: tuple[Reading, ...]
     """One for each text, at least one; empty for an open answer."""
     kind: str
+    weighed: Mapping[str, str] = field(default_factory=dict)
+    """Of options that were weighed: a name of `WEIGHTS` → the letter that it finds best."""
 
     def is_right(self, k: int) -> bool:
         """Whether what most of the first `k` answers say is the reference."""
@@ -74,51 +76,14 @@ class Likeness:
 
 
 LIKENESSES: Mapping[str, Callable[[str, str], float]] = {"ROUGE-L": similarity.rouge_l, "chrF": similarity.chrf}
-
-
-def write_questions(directory: Path, spec: TaskSpec, items: Iterable[Item], style: str, shots: int) -> Path:
-    """The file of a task's rows as they are asked, or the same file if it is there already.
-
-    Raises:
-        FileNotFoundError, ValueError: as `tasks.items`, `asking.chosen_shots` and `asking.record`; no rows; a file of
-            other questions is there.
-        OSError: the directory cannot be written to.
-    """
-    examples = asking.chosen_shots(spec, shots)
-    lines = [
-        json.dumps(
-            {
-                **asking.record(spec, item, style, examples),
-                "reference": item.reference,
-                "choices": list(item.choices),
-                "group": item.group or _group(spec, item),
-                "language": asking.spoken(item),
-                "origin": Path(item.origin).name,  # another day it may lie elsewhere
-            },
-            ensure_ascii=False,
-        )
-        for item in items
-        if item.reference
-    ]
-    if not lines:
-        raise ValueError(f"task {spec.title!r} has no rows with a reference: is its file empty?")
-    text, path = "".join(f"{line}\n" for line in lines), directory / QUESTIONS
-    if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise ValueError(
-                f"{path} holds other questions than these: go on with the --task, --task_file, --shots and --style "
-                "that it was made with, or choose another --result_dir"
-            )
-        return path
-    directory.mkdir(parents=True, exist_ok=True)
-    with outputs.atomic(path) as file:
-        file.write(text)
-    return path
-
-
-def _group(spec: TaskSpec, item: Item) -> str:
-    """Of a row that names none: its language, where a task that names no groups has several."""
-    return asking.spoken(item) if len(spec.lang) > 1 and not spec.group else ""
+# As lm_eval/api/task.py has them: `acc_norm` is by characters there, `acc_bytes` by bytes.
+WEIGHTS: Mapping[str, Callable[[str], int]] = {
+    "acc": lambda text: 1,
+    "acc_norm": len,
+    "acc_bytes": lambda text: len(text.encode("utf-8")),
+}
+"""A way of comparing options → what an option's log-likelihood is divided by; of equally good ones the first counts."""
+Measure = Callable[[Sequence[Scored]], Accuracy | Likeness]
 
 
 def score(directory: Path, kind: str) -> list[Scored]:
@@ -130,7 +95,12 @@ def _scored(line: Mapping[str, Any], kind: str) -> Scored:
     texts: Sequence[str] = ()
     if line["finish_reason"] != result_rows.FAILED:
         texts = line["generate"] if isinstance(line["generate"], list) else [line["generate"]]
-    found = () if kind == OPEN else tuple(readings.read(text, kind, line["choices"]) for text in texts) or (UNREAD,)
+    weighed = best(line["continuations"], line["loglikelihoods"]) if "loglikelihoods" in line else {}
+    found: tuple[Reading, ...] = () if kind == OPEN else (UNREAD,)
+    if weighed:
+        found = (Reading(weighed["acc"], "weighed"),)
+    elif kind != OPEN and "continuations" not in line:
+        found = tuple(readings.read(text, kind, line["choices"]) for text in texts) or found
     return Scored(
         row=line[result_rows.ROW],
         group=line["group"],
@@ -139,7 +109,21 @@ def _scored(line: Mapping[str, Any], kind: str) -> Scored:
         texts=tuple(texts),
         readings=found,
         kind=kind,
+        weighed=weighed,
     )
+
+
+def best(continuations: Sequence[str], loglikelihoods: Sequence[float]) -> dict[str, str]:
+    """The letter of the best option, by each of `WEIGHTS`.
+
+    >>> best(["五十", "no"], [-6.0, -3.5])
+    {'acc': 'b', 'acc_norm': 'b', 'acc_bytes': 'a'}
+    """
+    places = range(len(continuations))
+    return {
+        name: LETTERS[max(places, key=lambda i: loglikelihoods[i] / size(continuations[i]))].lower()
+        for name, size in WEIGHTS.items()
+    }
 
 
 def vote(found: Sequence[Reading], kind: str) -> str | None:
@@ -165,6 +149,15 @@ def accuracy(rows: Sequence[Scored], k: int) -> Accuracy:
     )
 
 
+def weighed_accuracy(rows: Sequence[Scored], name: str) -> Accuracy:
+    """Of options that were weighed, compared as `name` of `WEIGHTS` does; a row that failed is wrong."""
+    return Accuracy(
+        correct=sum(row.weighed.get(name) == row.reference for row in rows),
+        total=len(rows),
+        unread=sum(not row.weighed for row in rows),
+    )
+
+
 def likeness(rows: Sequence[Scored], measure: Callable[[str, str], float]) -> Likeness:
     """The mean over all rows, of each row's mean over its answers; a row that failed counts as 0."""
     means = (
@@ -181,43 +174,48 @@ def groups(rows: Sequence[Scored]) -> dict[str, list[Scored]]:
     return {} if set(found) == {""} else dict(sorted(found.items(), key=lambda each: (-len(each[1]), each[0])))
 
 
-def report(who: str, rows: Sequence[Scored], kind: str, num_samples: int) -> Iterator[str]:
-    """Lines: the score in all, how the answers were read, the majority's curve, and the score by group."""
-    parts = {"all": rows, **groups(rows)}
+def measures(rows: Sequence[Scored], num_samples: int) -> dict[str, Measure]:
+    """What rows like these are scored by; the first one counts, and has no name where it is the only one."""
+    if any(row.kind == OPEN for row in rows):
+        return {name: lambda rows, each=each: likeness(rows, each) for name, each in LIKENESSES.items()}
+    if any(row.weighed for row in rows):
+        return {name: lambda rows, name=name: weighed_accuracy(rows, name) for name in WEIGHTS}
+    return {"": lambda rows: accuracy(rows, num_samples)}
+
+
+def report(who: str, rows: Sequence[Scored], num_samples: int) -> Iterator[str]:
+    """Lines: the score in all and by group, how the answers were read, and the majority's curve."""
+    parts, found = {"all": rows, **groups(rows)}, measures(rows, num_samples)
     width = max(map(len, [*parts, f"maj@{num_samples}"]))
-    if kind == OPEN:
-        for name, measure in LIKENESSES.items():
-            for part, members in parts.items():
-                yield f"{part:>{width}} {who:>8} {name:>7}: {likeness(members, measure)}"
+    for name, measure in found.items():
+        for part, members in parts.items():
+            yield f"{part:>{width}} {who:>8}{f' {name:>9}' if name else ''}: {measure(members)}"
+    if list(found) != [""]:
         return
-    for part, members in parts.items():
-        yield f"{part:>{width}} {who:>8}: {accuracy(members, num_samples)}"
     yield f"{'read':>{width}} {who:>8}: {Audit.of(reading for row in rows for reading in row.readings)}"
     for k in range(1, num_samples + 1) if num_samples > 1 else ():
         yield f"{f'maj@{k}':>{width}} {who:>8}: {accuracy(rows, k)}"
 
 
-def figures(rows: Sequence[Scored], kind: str, num_samples: int) -> dict[str, Any]:
-    """What `report` says, as values: shares from 0 to 1."""
-    if kind == OPEN:
-        measures = {
-            name: {
-                part: {"mean": found.mean, "interval": found.interval, "rows": len(found.values)}
-                for part, members in {"all": rows, **groups(rows)}.items()
-                if (found := likeness(members, measure))
-            }
-            for name, measure in LIKENESSES.items()
-        }
-        return {"likeness": measures}
-    return {
-        **_figure(accuracy(rows, num_samples)),
+def figures(rows: Sequence[Scored], num_samples: int) -> dict[str, Any]:
+    """What `report` says, as values: shares from 0 to 1; the first measure's by themselves, the others' by name."""
+
+    def parts(measure: Measure) -> dict[str, Any]:
+        return {**_figure(measure(rows)), "groups": {name: _figure(measure(of)) for name, of in groups(rows).items()}}
+
+    (first, measure), *others = measures(rows, num_samples).items()
+    found = {"measure": first or "accuracy", **parts(measure), **{name: parts(each) for name, each in others}}
+    if first:
+        return found
+    return found | {
         "read": asdict(Audit.of(reading for row in rows for reading in row.readings)),
-        "groups": {name: _figure(accuracy(members, num_samples)) for name, members in groups(rows).items()},
         "majority": {str(k): _figure(accuracy(rows, k)) for k in range(1, num_samples + 1)},
     }
 
 
-def _figure(found: Accuracy) -> dict[str, Any]:
+def _figure(found: Accuracy | Likeness) -> dict[str, Any]:
+    if isinstance(found, Likeness):
+        return {"mean": found.mean, "interval": found.interval, "total": len(found.values)}
     return {**asdict(found), "accuracy": found.value, "interval": found.interval}
 
 
@@ -226,13 +224,12 @@ def withdraw(directory: Path) -> None:
     (directory / SCORES).unlink(missing_ok=True)
 
 
-def write(directory: Path, rows: Sequence[Scored], about: Mapping[str, Any], kind: str, num_samples: int) -> None:
+def write(directory: Path, rows: Sequence[Scored], about: Mapping[str, Any], num_samples: int) -> None:
     """Puts `scored.jsonl` and then `scores.json` beside the answers, each whole or not at all."""
     with outputs.atomic(directory / SCORED) as file:
         outputs.write_records((_line(row, num_samples) for row in rows), file, array=False)
     with outputs.atomic(directory / SCORES) as file:
-        text = json.dumps({**about, **figures(rows, kind, num_samples)}, indent=2, ensure_ascii=False)
-        file.write(text + "\n")
+        file.write(json.dumps({**about, **figures(rows, num_samples)}, indent=2, ensure_ascii=False) + "\n")
 
 
 def _line(row: Scored, num_samples: int) -> dict[str, Any]:
@@ -243,7 +240,8 @@ def _line(row: Scored, num_samples: int) -> dict[str, Any]:
             name: [measure(text, row.reference) for text in row.texts] for name, measure in LIKENESSES.items()
         }
     read = [asdict(reading) for reading in row.readings]
-    return line | {"answers": read, "answer": vote(row.readings, row.kind), "right": row.is_right(num_samples)}
+    line |= {"answers": read, "answer": vote(row.readings, row.kind), "right": row.is_right(num_samples)}
+    return line | ({"best": row.weighed} if row.weighed else {})
 
 
 def shown(directories: Mapping[str, Path], count: int, kind: str) -> Iterator[str]:

@@ -6,33 +6,13 @@ that holds it is done. Does not know flags, or who answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils import catalog, distributed, evaluation, jobs
 from utils.answerers import Answerer
-from utils.tasks import Item, TaskSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exam:
-    """What is asked, and how."""
-
-    spec: TaskSpec
-    items: Sequence[Item]
-    style: str
-    """One of `asking.STYLES`."""
-    shots: int
-    num_samples: int
-    seed: int
-    """Of the drawing, where there are several samples."""
-
-    @property
-    def left_out(self) -> int:
-        """Rows without a reference, which are not asked."""
-        return sum(1 for item in self.items if not item.reference)
+from utils.exam import Exam, write_questions
 
 
 def examine(
@@ -50,16 +30,14 @@ def examine(
 
     Args:
         opened: opens who answers; called once the questions are written.
-        settings: of the decoding, as `cli.generation_settings` gives them.
+        settings: as `jobs.carry_out` takes them.
         who: names the model in the lines.
         about: what is put into `scores.json` beside the figures.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `evaluation.write_questions` and `jobs.carry_out`.
+        FileNotFoundError, ValueError, OSError: as `exam.write_questions` and `jobs.carry_out`.
     """
-    file = distributed.decided_by_main(
-        lambda: evaluation.write_questions(directory, exam.spec, exam.items, exam.style, exam.shots)
-    )
+    file = distributed.decided_by_main(lambda: write_questions(directory, exam))
     if retry_failed and distributed.is_main():
         evaluation.withdraw(directory)
     done = jobs.carry_out(
@@ -76,8 +54,8 @@ def examine(
     if done is None:
         return []
     rows = evaluation.score(directory, exam.spec.kind)
-    evaluation.write(directory, rows, {**about, "failed": done.failed}, exam.spec.kind, exam.num_samples)
-    lines = list(evaluation.report(who, rows, exam.spec.kind, exam.num_samples))
+    evaluation.write(directory, rows, {**about, "failed": done.failed}, exam.num_samples)
+    lines = list(evaluation.report(who, rows, exam.num_samples))
     if done.failed:
         lines.append(
             f"{done.failed:,} rows failed, and count as wrong; --retry_failed asks them again. The first: "

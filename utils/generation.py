@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from utils import sampling
@@ -37,6 +37,8 @@ class Answer:
     prompt_tokens: int
     new_tokens: int
     """Decoded ones, the one that ends the answer included."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What else a line of results has of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def carry_out(
 
     Args:
         opened: opens who answers; called once the questions are known to be readable.
-        settings: of the decoding, as `cli.generation_settings` gives them.
+        settings: of the decoding, as `cli.generation_settings` gives them; empty where nothing is decoded.
         long_prompts: `fail` or `cut`: part of what makes the job this one; the answerer does it.
         about: what is written down with the job, for people.
 
@@ -64,7 +64,7 @@ def carry_out(
             ask=answerer.ask,
             seed=seed,
             num_samples=num_samples,
-            same_for_same=not settings["do_sample"],
+            same_for_same=not settings.get("do_sample", True),
         )
         prediction.run(directory, asked, job, found)
         distributed.barrier()

@@ -33,10 +33,11 @@ GROUP = 256
 
 
 class Ask(Protocol):
-    """Who answers: prompts (ids) and their seeds in, answers out, in order; `on_done` is told how many are done."""
+    """Who answers: prompts (mostly ids) and their seeds in, answers out, in order; `on_done` is told how many are
+    done."""
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], on_done: Callable[[int], object]
+        self, prompts: Sequence[Any], seeds: Sequence[int], on_done: Callable[[int], object]
     ) -> list[Answer | Failure]: ...
 
 
@@ -44,9 +45,9 @@ class Ask(Protocol):
 class Job:
     """How the questions are answered."""
 
-    encode: Callable[[Mapping[str, Any]], tuple[list[int], int]]
-    """A record → its prompt's ids, and how many tokens were cut from it; raises `ValueError` where it cannot be
-    asked."""
+    encode: Callable[[Question], tuple[Any, int]]
+    """A question → what `ask` takes of it, mostly its prompt's ids, and how many tokens were cut from it; raises
+    `ValueError` where it cannot be asked."""
     ask: Ask
     seed: int
     num_samples: int = 1
@@ -165,7 +166,7 @@ def answer(
             asked again.
         told: called with (rows, tokens) that are done.
     """
-    prompts: dict[int, tuple[list[int], int]] = {}
+    prompts: dict[int, tuple[Any, int]] = {}
     errors: dict[int, str] = {}
     asked_by: dict[int, int] = {}
     for question in group:
@@ -176,7 +177,7 @@ def answer(
         if job.same_for_same and (question.asks in known or question.asks in asked_by):
             continue
         try:
-            prompts[number] = job.encode(question.record)
+            prompts[number] = job.encode(question)
             asked_by[question.asks] = number
         except ValueError as error:
             errors[number] = str(error)
@@ -199,7 +200,7 @@ def answer(
 
 
 def _asked(
-    prompts: Mapping[int, tuple[list[int], int]], job: Job, told: Callable[[int, int], object]
+    prompts: Mapping[int, tuple[Any, int]], job: Job, told: Callable[[int, int], object]
 ) -> dict[int, list[Answer | Failure]]:
     """`num_samples` answers to each prompt, by row number."""
     numbers = [number for number in prompts for _ in range(job.num_samples)]
@@ -232,6 +233,7 @@ def _line(question: Question, answers: Sequence[Answer], cut: int, num_samples: 
         "finish_reason": value(lambda each: each.finish_reason),
         "prompt_tokens": answers[0].prompt_tokens,
         "new_tokens": value(lambda each: each.new_tokens),
+        **answers[0].beside,
         **({"cut_tokens": cut} if cut else {}),
         ROW: question.id,
     }

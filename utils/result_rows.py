@@ -27,7 +27,7 @@ PARTS = "predictions.part-*.jsonl"
 ROW = "row_id"
 FAILED = "error"
 """The finish_reason of a row that failed."""
-OURS = ("generate", "finish_reason", "prompt_tokens", "new_tokens", "cut_tokens", "error", ROW)
+OURS = ("generate", "finish_reason", "prompt_tokens", "new_tokens", "cut_tokens", "loglikelihoods", "error", ROW)
 """Fields that are put beside a record's own."""
 
 

@@ -127,6 +127,14 @@ class HeadAtTargets:
         with torch.autocast(captured.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             return self._chunked(captured, targets)
 
+    def logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The model's own logits where the next token is trained: (those positions, vocabulary), row after row."""
+        was, self.outside = self.outside, False
+        try:
+            return self._run(model, batch)
+        finally:
+            self.outside = was
+
     @torch.no_grad()
     def prove(self, model: Any, batch: Mapping[str, torch.Tensor], *, tolerance: float) -> str | None:
         """Compares `loss` with that of the model's own logits on `batch`, in eval mode. Where they differ by more than
