@@ -39,14 +39,18 @@ class Scored:
     texts: tuple[str, ...]
     """Empty where the row failed."""
     readings: tuple[Reading, ...]
-    """One for each text, at least one; empty for an open answer."""
+    """One for each text, at least one; empty for an open answer, and for options that were weighed."""
     kind: str
     weighed: Mapping[str, str] = field(default_factory=dict)
     """Of options that were weighed: a name of `WEIGHTS` → the letter that it finds best."""
 
+    def answer(self, k: int) -> str | None:
+        """What most of the first `k` answers say, or the likeliest option; None where there is none."""
+        return self.weighed["acc"] if self.weighed else vote(self.readings[:k], self.kind)
+
     def is_right(self, k: int) -> bool:
-        """Whether what most of the first `k` answers say is the reference."""
-        return readings.same(self.kind, vote(self.readings[:k], self.kind), self.reference)
+        """Whether `answer` is the reference."""
+        return readings.same(self.kind, self.answer(k), self.reference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +100,9 @@ def _scored(line: Mapping[str, Any], kind: str) -> Scored:
     if line["finish_reason"] != result_rows.FAILED:
         texts = line["generate"] if isinstance(line["generate"], list) else [line["generate"]]
     weighed = best(line["continuations"], line["loglikelihoods"]) if "loglikelihoods" in line else {}
-    found: tuple[Reading, ...] = () if kind == OPEN else (UNREAD,)
-    if weighed:
-        found = (Reading(weighed["acc"], "weighed"),)
-    elif kind != OPEN and "continuations" not in line:
-        found = tuple(readings.read(text, kind, line["choices"]) for text in texts) or found
+    found: tuple[Reading, ...] = ()
+    if kind != OPEN and "continuations" not in line:
+        found = tuple(readings.read(text, kind, line["choices"]) for text in texts) or (UNREAD,)
     return Scored(
         row=line[result_rows.ROW],
         group=line["group"],
@@ -239,9 +241,10 @@ def _line(row: Scored, num_samples: int) -> dict[str, Any]:
         return line | {
             name: [measure(text, row.reference) for text in row.texts] for name, measure in LIKENESSES.items()
         }
-    read = [asdict(reading) for reading in row.readings]
-    line |= {"answers": read, "answer": vote(row.readings, row.kind), "right": row.is_right(num_samples)}
-    return line | ({"best": row.weighed} if row.weighed else {})
+    answer, read = row.answer(num_samples), [asdict(reading) for reading in row.readings]
+    if row.weighed:
+        line, read = line | {"best": row.weighed}, [{"answer": answer, "how": "weighed"}]
+    return line | {"answers": read, "answer": answer, "right": row.is_right(num_samples)}
 
 
 def shown(directories: Mapping[str, Path], count: int, kind: str) -> Iterator[str]:
