@@ -20,17 +20,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils import catalog, checkpoints, cli, disk, flags, hygiene, methods, settings
 from utils.models import get_model
 from utils.settings import Settings
 
 if TYPE_CHECKING:
+    from utils.course import Course
     from utils.dataset import TrainingData
     from utils.loading import Base
-    from utils.preflight import Preflight
-    from utils.schedule import Steps
 
 
 def make_parser() -> cli.Parser:
@@ -80,29 +79,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in data.train[: values.preview]:
             distributed.say(preview.marked(row, tokenizer, color=cli.use_color(sys.stdout)) + "\n")
         return 0
-    chosen, steps, foreseen = plan(chosen, base, data)
+    course = planned(chosen, base, tokenizer, data)
     distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
     if values.dry_run:
         distributed.say("dry run: nothing was trained or written")
         return 0
-    foreseen.require_memory()
-    disk.require_space(chosen.output_dir, disk.run_bytes(foreseen.trainable, chosen.save_total_limit))
+    course.foreseen.require_memory()
+    trainable = course.foreseen.trainable
+    disk.require_space(chosen.output_dir, disk.run_bytes(trainable, chosen.save_total_limit))
     with (
-        checkpoints.full_disk_explained(chosen.output_dir, disk.checkpoint_bytes(foreseen.trainable)),
+        checkpoints.full_disk_explained(chosen.output_dir, disk.checkpoint_bytes(trainable)),
         distributed.lost_processes_explained(lambda: checkpoints.left_of(chosen.output_dir)),
     ):
         from utils import finetuning
 
         if chosen.method.method.trains_base:
-            base = replace(base, precision="fp32")
-        kept = {"overwrite": values.overwrite, "started": started}
-        return finetuning.finetune(chosen, base, tokenizer, data, steps, foreseen, **kept)
+            course = replace(course, base=replace(base, precision="fp32"))
+        return finetuning.finetune(course, overwrite=values.overwrite, started=started)
 
 
-def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, Steps, Preflight]:
-    """Prints what will be done; returns the settings with nothing left open, the steps, and what was found out about
-    memory. No weights are loaded."""
+def planned(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData) -> Course:
+    """What will be done, printed. No weights are loaded."""
     from utils import distributed, preflight, report
+    from utils.course import Course
 
     batch = chosen.rows_a_step(distributed.world_size())
     steps = chosen.steps(len(data.train), rows_a_step=batch)
@@ -110,7 +109,7 @@ def plan(chosen: Settings, base: Base, data: TrainingData) -> tuple[Settings, St
     foreseen = preflight.foresee(chosen, base, data.train, preflight.Device.here(base.precision), steps.total)
     for line in report.plan_lines(chosen.as_dict(), data, steps, foreseen.lines(), rows_a_step=batch):
         distributed.say(line)
-    return chosen, steps, foreseen
+    return Course(chosen=chosen, base=base, tokenizer=tokenizer, data=data, steps=steps, foreseen=foreseen)
 
 
 if __name__ == "__main__":

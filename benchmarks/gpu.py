@@ -181,13 +181,15 @@ def _rounded(value: Any) -> Any:
 
 def _by_us(base: RandomBase, rows: Sequence[Encoded], tokenizer: Any, watch: Stopwatch, chosen: Any) -> dict[str, Any]:
     from utils import assembly, preflight
+    from utils.course import Course
 
     steps = chosen.steps(len(rows), rows_a_step=chosen.batch_size)
     here = preflight.Device.here(base.precision)
     foreseen = preflight.foresee(chosen, base, rows, here, steps.total)
     data: Any = SimpleNamespace(train=rows, validation=[])
     started = time.perf_counter()
-    _, trainer = assembly.make_trainer(chosen, base, tokenizer, data, steps, foreseen)
+    course = Course(chosen=chosen, base=base, tokenizer=tokenizer, data=data, steps=steps, foreseen=foreseen)
+    _, trainer = assembly.make_trainer(course)
     figures: dict[str, Any] = {
         "predicted_gb": foreseen.footprint.total / 1e9,
         "predicted_fits": foreseen.fits,

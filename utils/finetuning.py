@@ -1,4 +1,4 @@
-"""A fine-tuning run, from rows and a plan to an adapter that is proved to be what was trained.
+"""A fine-tuning run, from all that decides it (`utils.course`) to an adapter that is proved to be what was trained.
 
 Knows: the order of a run: lock, resume, train, keep, save, read back, report. Does not know flags, or how any of it is
 done.
@@ -34,10 +34,9 @@ from utils import (
     verification,
 )
 from utils.batching import Batch
-from utils.dataset import TrainingData
+from utils.course import Course
 from utils.encode import stop_ids
 from utils.interruption import Interruption
-from utils.loading import Base
 from utils.models import REPOSITORY
 from utils.preflight import Preflight
 from utils.schedule import Steps
@@ -58,17 +57,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def finetune(
-    chosen: Settings,
-    base: Base,
-    tokenizer: Any,
-    data: TrainingData,
-    steps: Steps,
-    foreseen: Preflight,
-    *,
-    overwrite: bool,
-    started: float,
-) -> int:
+def finetune(course: Course, *, overwrite: bool, started: float) -> int:
     """Trains, saves and verifies; returns the exit code: 0, or what `interruption` says of an early end.
 
     Args:
@@ -80,7 +69,8 @@ def finetune(
             not mend.
         OSError: a full disk, lost processes, memory too small for a single row.
     """
-    if chosen.keeps_best and not len(data.validation):
+    chosen, steps = course.chosen, course.steps
+    if chosen.keeps_best and not len(course.data.validation):
         raise ValueError(
             "the best state is found on rows held out, and there are none: give --val_set_size, or leave out "
             "--early_stopping_patience and --load_best_model_at_end"
@@ -91,7 +81,7 @@ def finetune(
         if distributed.is_main():  # again: another process may have been here since
             kept = {"overwrite": overwrite, "resume": chosen.resume_from_checkpoint}
             settings.check_output(chosen.output_dir, chosen.model_name_or_path, **kept)
-        identity = _identity(chosen, base, tokenizer, data)
+        identity = _identity(course)
         checkpoint = _checkpoint(chosen, identity)
         if checkpoint is not None:
             if distributed.decided_by_main(lambda: _is_finished(chosen.output_dir, checkpoint, steps)):
@@ -100,16 +90,14 @@ def finetune(
                     "go on with it, --overwrite starts anew"
                 )
                 return 0
-            foreseen = _as_before(checkpoint, foreseen, identity)
-        trained = _train(
-            chosen, base, tokenizer, data, steps, foreseen, identity, checkpoint, asked, overwrite=overwrite
-        )
+            course = replace(course, foreseen=_as_before(checkpoint, course.foreseen, identity))
+        trained = _train(course, identity, checkpoint, asked, overwrite=overwrite)
         if trained is None:
             return asked.code
         if not chosen.fsdp:
             distributed.leave()
         if distributed.is_main() or chosen.fsdp:
-            _finish(chosen, base, tokenizer, data, trained, started)
+            _finish(course, trained, started)
     return 0
 
 
@@ -117,11 +105,14 @@ def _lock(directory: Path) -> AbstractContextManager[None]:
     return run_lock.held(directory, distributed.say) if distributed.is_main() else nullcontext()
 
 
-def _identity(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData) -> dict[str, Any]:
-    prompt = fingerprint(get_template(chosen.template), tokenizer.chat_template)
-    world_size, precision = distributed.world_size(), base.precision
+def _identity(course: Course) -> dict[str, Any]:
     return resumption.identity(
-        chosen, data, base=base.fingerprint(), prompt=prompt, world_size=world_size, precision=precision
+        course.chosen,
+        course.data,
+        base=course.base.fingerprint(),
+        prompt=fingerprint(get_template(course.chosen.template), course.tokenizer.chat_template),
+        world_size=distributed.world_size(),
+        precision=course.base.precision,
     )
 
 
@@ -163,31 +154,11 @@ def _at_hand(checkpoint: Path) -> AbstractContextManager[Path]:
 
 
 def _train(
-    chosen: Settings,
-    base: Base,
-    tokenizer: Any,
-    data: TrainingData,
-    steps: Steps,
-    foreseen: Preflight,
-    identity: Mapping[str, Any],
-    checkpoint: Path | None,
-    asked: Interruption,
-    *,
-    overwrite: bool,
+    course: Course, identity: Mapping[str, Any], checkpoint: Path | None, asked: Interruption, *, overwrite: bool
 ) -> Trained | None:
     """Trains and saves; None where the run was asked to end, and did."""
-    began = time.time()
-    attached, trainer = assembly.make_trainer(
-        chosen,
-        base,
-        tokenizer,
-        data,
-        steps,
-        foreseen,
-        identity=identity,
-        interruption=asked,
-        checkpoint=checkpoint,
-    )
+    began, chosen, tokenizer = time.time(), course.chosen, course.tokenizer
+    attached, trainer = assembly.make_trainer(course, identity=identity, interruption=asked, checkpoint=checkpoint)
     before = verification.marks(attached.model)
     if distributed.is_main():
         checkpoints.begin(chosen.output_dir, overwrite=overwrite)
@@ -199,8 +170,8 @@ def _train(
     if asked.code:
         saved = checkpoints.path_of(chosen.output_dir, step)
         distributed.say(
-            f"{interruption.described(asked.code)} after step {step:,} of {steps.total:,}; saved: {saved}. The same "
-            "command with --resume_from_checkpoint goes on from there"
+            f"{interruption.described(asked.code)} after step {step:,} of {course.steps.total:,}; saved: {saved}. The "
+            "same command with --resume_from_checkpoint goes on from there"
         )
         distributed.leave()
         return None
@@ -210,13 +181,13 @@ def _train(
     kept = trainer.best.verdict(step)
     seconds = round(time.time() - began, 1)
     trainer.release()
-    probe = batching.shortest(data.train, tokenizer.pad_token_id, most_tokens=2**24 // len(tokenizer))
+    probe = batching.shortest(course.data.train, tokenizer.pad_token_id, most_tokens=2**24 // len(tokenizer))
     moved = verification.require_moved(attached.model, before, chosen.method.method)
     logits = verification.probe_logits(attached.model, probe)
     if distributed.is_main():
         with outputs.into(chosen.output_dir) as folder:
             attached.save(folder)
-            base.save_tokenizer(tokenizer, folder)
+            course.base.save_tokenizer(tokenizer, folder)
     return Trained(metrics, kept, trainer.trained_tokens, moved, probe, logits, seconds)
 
 
@@ -234,13 +205,14 @@ def _take_best(trainer: SupervisedTrainer, directory: Path) -> dict[str, float]:
     return {"validation_loss": loss, "kept_step": step}
 
 
-def _finish(chosen: Settings, base: Base, tokenizer: Any, data: TrainingData, trained: Trained, started: float) -> None:
+def _finish(course: Course, trained: Trained, started: float) -> None:
     """Reads what was saved back into a fresh base, which must answer alike, and reports."""
     gc.collect()  # the second base takes the place of the first
+    chosen, base, tokenizer, data = course.chosen, course.base, course.tokenizer, course.data
     method, template = chosen.method.method, get_template(chosen.template)
     facts: dict[str, Any] = {"precision": base.precision, "method": method, "moved": trained.moved}
     with distributed.everywhere(chosen.output_dir, adapter_files.NAMES if chosen.fsdp else ()) as saved:
-        reloaded = assembly.reopen(chosen, base, saved)
+        reloaded = assembly.reopen(course, saved)
         verified = verification.verify_adapter(saved, reloaded, trained.probe, trained.logits, **facts)
     distributed.leave()
     if not distributed.is_main():
