@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = flags.output_dir or STUDIES / flags.experiment.stem
 
     from utils import distributed, loading, machine, run_lock
+
+    loading.quiet_libraries()  # first: what is imported next brings libraries that talk
     from utils.studies import carrying_out, experiment, findings, pages, plan, tables
 
-    loading.quiet_libraries()
     read = experiment.read(flags.experiment)
     with run_lock.held(directory, distributed.say):
         planned = plan.make(read, flags.experiment, directory)

@@ -50,11 +50,11 @@ val_set_size = 1
 
 [variants.all]
 title = "both languages"
-data = ["{data}"]
+data = ["{data}*96"]
 
 [variants.cn]
 title = "中文"
-data = [{{ mixture = "{data}", language = "cn", style = "cot", kind = "number" }}]
+data = [{{ mixture = "{data}*96", language = "cn", style = "cot", kind = "number" }}]
 
 [evaluations.sums]
 title = "Sums"

@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY_BASE
 from studies import QUESTIONS, ROWS, experiment_text, write_rows
 
+from utils import catalog
 from utils.studies import plan, training_rows
 from utils.studies.experiment import Experiment, Rows, Variant, read
 
@@ -27,7 +28,8 @@ def experiment(tmp_path: Path, data: Path) -> Experiment:
 
 
 def chosen(data: Path, **fields: Any) -> list[dict[str, Any]]:
-    return list(training_rows.chosen(Rows(mixture=str(data), **fields), seed=1))
+    (part,) = catalog.parse_mixture([str(data)])
+    return list(training_rows.chosen(Rows(mixture="", **fields), part, seed=1))
 
 
 def test_rows_of_a_language_are_those_whose_question_is_in_it(data: Path) -> None:
@@ -46,11 +48,15 @@ def test_a_style_adds_the_words_that_an_evaluation_of_it_adds(data: Path) -> Non
     assert chinese["instruction"] == "三加三等于几？\n先推理，再给出数字，格式为“答案是…”。"
 
 
-def test_repeats_and_amounts_of_a_mixture_hold(data: Path) -> None:
-    assert list(training_rows.chosen(Rows(mixture=f"{data}*2", language="cn"), seed=1)) == ROWS[2:] * 2
-    few = list(training_rows.chosen(Rows(mixture=f"{data}:3", style="direct"), seed=1))
-    assert len(few) == 3
-    assert few == list(training_rows.chosen(Rows(mixture=f"{data}:3", style="direct"), seed=1))
+def test_repeats_and_amounts_of_a_mixture_hold(tmp_path: Path, data: Path) -> None:
+    both = Variant.model_validate({"title": "v", "data": [{"mixture": f"{data}:3*2", "style": "direct"}, f"{data}*5"]})
+    assert training_rows.mixtures("v", both, tmp_path / "out") == [f"{tmp_path}/out/v-1-1.jsonl*2", f"{data}*5"]
+    (written,) = training_rows.write("v", both, tmp_path / "out", seed=1)
+    few = written.read_text(encoding="utf-8")
+    assert len(few.splitlines()) == 3
+    written.unlink()
+    training_rows.write("v", both, tmp_path / "out", seed=1)
+    assert written.read_text(encoding="utf-8") == few
 
 
 def test_a_dialogue_takes_no_words_and_stays_as_it_is_without_a_style(tmp_path: Path) -> None:
@@ -113,16 +119,39 @@ def test_a_missing_tasks_file_says_where_it_is_to_be_had(experiment: Experiment)
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.5])
-@pytest.mark.parametrize("tokens", [600, 4000])
-def test_steps_have_the_budget_within_half_a_row_each(
+@pytest.mark.parametrize("tokens", [2400, 4800])
+def test_steps_have_the_budget(
     experiment: Experiment, data: Path, tokenizer: Any, budget: float, tokens: int
 ) -> None:
-    wished = experiment.model_copy(update={"trained_tokens": tokens, "steps": 3})
+    wished = experiment.model_copy(update={"trained_tokens": tokens, "steps": 9})
     variant = wished.variants["all"].model_copy(update={"budget": budget})
-    share = training_rows.share(wished, variant, plan.resolved(wished, "all", [str(data)]), tokenizer)
-    assert abs(share.trained_tokens(3) - tokens * budget) <= 3 * 0.5 * share.trained_tokens_a_row + 1
+    share = training_rows.share(wished, variant, plan.resolved(wished, "all", [f"{data}*96"]), tokenizer)
+    assert share.trained_tokens(9) == pytest.approx(tokens * budget, rel=training_rows.TOLERANCE)
     assert share.tokens_a_row > share.trained_tokens_a_row
-    assert share.rows == len(ROWS) - 1  # one is held out
+    assert share.rows == 96 * (len(ROWS) - 1)  # one is held out
+
+
+@pytest.mark.parametrize("rows_a_step", [1, 3, 4, 7, 10])
+def test_rows_seen_are_those_of_the_batches(rows_a_step: int) -> None:
+    share = training_rows.Share(rows_a_step=rows_a_step, rows=10, trained_tokens_a_row=1, tokens_a_row=2)
+    batches = [min(rows_a_step, 10 - first) for first in range(0, 10, rows_a_step)] * 30
+    assert [share.rows_seen(steps) for steps in range(30)] == [sum(batches[:steps]) for steps in range(30)]
+
+
+def test_epochs_that_do_not_add_up_to_the_budget_are_refused(
+    experiment: Experiment, data: Path, tokenizer: Any
+) -> None:
+    wished = experiment.model_copy(update={"trained_tokens": 300, "steps": 20})
+    with pytest.raises(ValueError, match=r"both languages: the nearest to its 300 trained tokens .* repeat the data"):
+        training_rows.share(wished, wished.variants["all"], plan.resolved(wished, "all", [str(data)]), tokenizer)
+
+
+def test_a_step_that_has_more_than_all_rows_is_refused(experiment: Experiment, data: Path, tokenizer: Any) -> None:
+    wished = experiment.model_copy(update={"trained_tokens": 10_000})
+    with pytest.raises(
+        ValueError, match=r"a step of 5000 trained tokens has more rows than there are \(3\): give more"
+    ):
+        training_rows.share(wished, wished.variants["all"], plan.resolved(wished, "all", [str(data)]), tokenizer)
 
 
 def test_a_step_that_has_less_than_a_row_is_refused(experiment: Experiment, data: Path, tokenizer: Any) -> None:

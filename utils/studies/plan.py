@@ -149,7 +149,7 @@ class Plan:
         experiment, said = self.experiment, []
         width = max(map(len, self.shares))
         for name, share in self.shares.items():
-            epochs = experiment.steps * share.rows_a_step / share.rows
+            epochs = share.rows_seen(experiment.steps) / share.rows
             said.append(
                 f"  {name:{width}}  {share.rows_a_step:,} rows a step, {share.trained_tokens(experiment.steps):,} "
                 f"trained tokens, {epochs:.1f} epochs of {share.rows:,} rows: "

@@ -5,12 +5,13 @@ Knows: mixtures, languages of questions, the words that a style adds, and the en
 not know commands or results.
 
 Every variant has the same optimizer steps and the same number of trained tokens, so a variant with short answers has
-more rows in a step. What comes out differs by less than a row a step from what was asked; the report shows both.
+more rows in a step. What comes out differs from what was asked by about half a row a step; the report shows both.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from utils.scoring import language
 from utils.settings import Settings
 from utils.studies.experiment import Evaluation, Experiment, Rows, Variant
 from utils.tasks import TaskSpec
+
+TOLERANCE = 0.05
+"""How far a variant's trained tokens may be from its budget, as a share of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +40,18 @@ class Share:
     tokens_a_row: float
     """On average, those of the prompt too."""
 
+    def rows_seen(self, steps: int) -> int:
+        """In so many steps; the last one of an epoch has the rows that are left."""
+        epochs, further = divmod(steps, math.ceil(self.rows / self.rows_a_step))
+        return epochs * self.rows + min(self.rows, further * self.rows_a_step)
+
     def trained_tokens(self, steps: int) -> int:
         """That are expected of so many steps."""
-        return round(steps * self.rows_a_step * self.trained_tokens_a_row)
+        return round(self.rows_seen(steps) * self.trained_tokens_a_row)
 
     def positions(self, steps: int) -> float:
         """Tokens that go through the model in so many steps: what the run costs, roughly."""
-        return steps * self.rows_a_step * self.tokens_a_row
+        return self.rows_seen(steps) * self.tokens_a_row
 
 
 def file_of(evaluation: Evaluation) -> tuple[TaskSpec, Path]:
@@ -63,11 +72,13 @@ def asked_questions(experiment: Experiment) -> EvaluationSets:
 
 
 def mixtures(name: str, variant: Variant, directory: Path) -> list[str]:
-    """What `--data` is given: mixtures that are trained on as they stand, and files in `directory` for the others."""
-    return [
-        rows.mixture if rows.is_as_it_stands else str(directory / f"{name}-{number}.jsonl")
-        for number, rows in enumerate(variant.data, start=1)
-    ]
+    """What `--data` is given: mixtures that are trained on as they stand, and files in `directory` for the parts of the
+    others, each repeated as its mixture says."""
+    found = []
+    for rows, made in _parts(name, variant, directory):
+        found += [rows.mixture] if rows.is_as_it_stands else []
+        found += [f"{path}*{part.repeat}" if part.repeat > 1 else str(path) for part, path in made]
+    return found
 
 
 def write(name: str, variant: Variant, directory: Path, *, seed: int) -> list[Path]:
@@ -81,38 +92,38 @@ def write(name: str, variant: Variant, directory: Path, *, seed: int) -> list[Pa
             question nothing can be added.
     """
     written = []
-    for rows, expression in zip(variant.data, mixtures(name, variant, directory), strict=True):
-        if rows.is_as_it_stands:
-            continue
-        path = Path(expression)
-        lines = list(chosen(rows, seed=seed))
-        if not lines:
-            raise ValueError(f"variants.{name}: no row of {rows.mixture} has a question in {rows.language!r}")
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            with outputs.atomic(path) as file:
-                file.write(text)
-        written.append(path)
+    for rows, made in _parts(name, variant, directory):
+        for part, path in made:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in chosen(rows, part, seed=seed))
+            if not text:
+                raise ValueError(f"variants.{name}: no row of {part.name} has a question in {rows.language!r}")
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                with outputs.atomic(path) as file:
+                    file.write(text)
+            written.append(path)
     return written
 
 
-def chosen(rows: Rows, *, seed: int) -> Iterator[dict[str, Any]]:
-    """The records of a part; errors as `write`."""
-    for part in catalog.parse_mixture([rows.mixture]):
-        for _ in range(part.repeat):
-            for row in records.read_chosen(part, seed):
-                asked = hygiene.prompt_of(row.record)
-                if rows.language not in (None, language(asked)):
-                    continue
-                if rows.style == "plain":
-                    yield dict(row.record)
-                elif "conversation" in row.record:
-                    raise ValueError(
-                        f"{row.origin}: style {rows.style!r} adds words to a question, and this is a dialogue"
-                    )
-                else:
-                    cued = asking.cued(asked, rows.style, rows.kind)
-                    yield {"instruction": cued, "input": "", "output": row.record["output"]}
+def _parts(name: str, variant: Variant, directory: Path) -> Iterator[tuple[Rows, list[tuple[catalog.Part, Path]]]]:
+    """Each entry of a variant's data, and the parts of which files are made, with these."""
+    for number, rows in enumerate(variant.data, start=1):
+        parts = [] if rows.is_as_it_stands else catalog.parse_mixture([rows.mixture])
+        yield rows, [(part, directory / f"{name}-{number}-{place}.jsonl") for place, part in enumerate(parts, start=1)]
+
+
+def chosen(rows: Rows, part: catalog.Part, *, seed: int) -> Iterator[dict[str, Any]]:
+    """The records of a part that are in the language, asked in the style; errors as `write`."""
+    for row in records.read_chosen(part, seed):
+        asked = hygiene.prompt_of(row.record)
+        if rows.language not in (None, language(asked)):
+            continue
+        if rows.style == asking.PLAIN:
+            yield dict(row.record)
+        elif "conversation" in row.record:
+            raise ValueError(f"{row.origin}: style {rows.style!r} adds words to a question, and this is a dialogue")
+        else:
+            cued = asking.cued(asked, rows.style, rows.kind)
+            yield {"instruction": cued, "input": "", "output": row.record["output"]}
 
 
 def require_unseen(name: str, expressions: Sequence[str], asked: EvaluationSets, *, seed: int) -> int:
@@ -145,7 +156,8 @@ def share(experiment: Experiment, variant: Variant, chosen: Settings, tokenizer:
     """How many rows make a step of the variant's trained tokens.
 
     Raises:
-        FileNotFoundError, ValueError, MaskError: as `dataset.of_settings`; a step has fewer trained tokens than a row.
+        FileNotFoundError, ValueError, MaskError: as `dataset.of_settings`; a step has fewer trained tokens than a row,
+            or more than all rows; no number of rows comes near to the budget.
     """
     from utils import dataset
 
@@ -157,9 +169,23 @@ def share(experiment: Experiment, variant: Variant, chosen: Settings, tokenizer:
             f"{variant.title}: a row has {trained:.0f} trained tokens, and a step only {a_step:.0f} "
             f"({experiment.trained_tokens:,} in {experiment.steps:,} steps): give more trained_tokens or fewer steps"
         )
-    return Share(
-        rows_a_step=round(a_step / trained),
-        rows=len(data.train),
-        trained_tokens_a_row=trained,
-        tokens_a_row=float(data.train.lengths.mean()),
-    )
+    rows = len(data.train)
+    if a_step > rows * trained:
+        raise ValueError(
+            f"{variant.title}: a step of {a_step:.0f} trained tokens has more rows than there are ({rows:,}): give "
+            "more steps or fewer trained_tokens, or repeat the data with *W"
+        )
+    mean_length = float(data.train.lengths.mean())
+    found = [
+        Share(rows_a_step=count, rows=rows, trained_tokens_a_row=trained, tokens_a_row=mean_length)
+        for count in range(int(a_step / trained), min(rows, math.ceil(2 * a_step / trained)) + 1)
+    ]
+    wish = experiment.trained_tokens * variant.budget
+    best = min(found, key=lambda each: abs(each.trained_tokens(experiment.steps) - wish))
+    if abs(best.trained_tokens(experiment.steps) - wish) > TOLERANCE * wish:
+        raise ValueError(
+            f"{variant.title}: the nearest to its {wish:,.0f} trained tokens is "
+            f"{best.trained_tokens(experiment.steps):,}, with {best.rows_a_step} of {rows:,} rows a step: rows come "
+            "whole, and an epoch ends with a smaller step. Give more trained_tokens, or repeat the data with *W"
+        )
+    return best
