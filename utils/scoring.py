@@ -69,7 +69,7 @@ def extract_answer(text: str) -> str | None:
     ('a bloody mess', 'dr. no')
     """
     for announced in reversed(list(ANNOUNCED.finditer(text))):
-        answer = _read_announced(text[announced.end() :].lstrip(" \t\r\n*"))
+        answer = announced_answer(text[announced.end() :].lstrip(" \t\r\n*"))
         if answer:
             return answer
     return None
@@ -80,7 +80,8 @@ def canonical(answer: str) -> str:
     return _short(SHORT.match(answer)) or _plain(answer)
 
 
-def _read_announced(rest: str) -> str:
+def announced_answer(rest: str) -> str:
+    """The answer that `rest` opens with, in the form that `extract_answer` gives; empty where there is none."""
     if quoted := QUOTED.match(rest):
         answer = next(group for group in quoted.groups() if group is not None)
         return _short(SHORT.fullmatch(answer.rstrip(")）. "))) or _plain(answer)
