@@ -132,3 +132,20 @@ def test_no_branch_on_a_family_name_outside_the_registry() -> None:
 
 def test_forbidden_names_do_not_return() -> None:
     assert not {"tools", "misc", "helpers", "common"} & {path.stem for path in MODULES}
+
+
+def test_what_the_walks_name_is_there() -> None:
+    text = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8").split(" walks\n", 1)[1]
+    for name in re.findall(r"`([\w.]+)`", text):
+        if name.endswith(".py"):
+            assert (REPOSITORY / name).is_file(), name
+        elif "." in name:
+            *modules, last = name.split(".")
+            at = REPOSITORY / "utils"
+            while modules and (at / modules[0]).is_dir():
+                at /= modules.pop(0)
+            file = at / f"{modules.pop(0)}.py" if modules else at / "__init__.py"
+            defined = {
+                node.name for node in ast.walk(parsed(file)) if isinstance(node, ast.ClassDef | ast.FunctionDef)
+            } | {node.name for node in ast.walk(parsed(file)) if isinstance(node, ast.AsyncFunctionDef)}
+            assert {last, *modules} <= defined, name
