@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "leave --host out"
         )
 
-    from utils import assistant, distributed, loading, page, scheduling, service
+    from utils import assistant, clients, distributed, loading, page, scheduling, service
     from utils.service import listening
 
     access = service.Access(api_key=key or None)
@@ -70,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     scheduler = scheduling.Scheduler(
         opened, max_batch=flags.max_batch, max_queue=flags.max_queue, timeout=flags.timeout
     )
-    app = service.application(opened, scheduler, access=access, log_prompts=flags.log_prompts)
+    waiting = clients.Clients()
+    app = service.application(opened, scheduler, access=access, clients=waiting, log_prompts=flags.log_prompts)
 
-    gate = page.mount(app, page.blocks(opened, scheduler, flags=flags))
+    gate = page.mount(app, page.blocks(opened, scheduler, clients=waiting, flags=flags))
     for name, origin in opened.origins.items():
         print("\n".join(origin.lines(name)), file=sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from utils import assistant, page, scheduling, service
+from utils.clients import MOST, Clients
 from utils.generation import Answer
 from utils.page.markup import harmless
 from utils.page.texts import say
@@ -99,6 +100,7 @@ class Switch:
 class Server:
     address: str
     scheduler: Switch
+    clients: Clients
 
 
 @contextmanager
@@ -129,11 +131,11 @@ def opened(finished: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def server(opened: Any) -> Iterator[Server]:
-    scheduler = Switch(scheduling.Scheduler(opened))
+    scheduler, counted = Switch(scheduling.Scheduler(opened)), Clients()
     application = service.application(opened, scheduler, access=service.Access(api_key=None))  # pyright: ignore[reportArgumentType]
-    page.mount(application, page.blocks(opened, scheduler))
+    page.mount(application, page.blocks(opened, scheduler, clients=counted))
     with served(application) as (address, _):
-        yield Server(address=address, scheduler=scheduler)
+        yield Server(address=address, scheduler=scheduler, clients=counted)
     scheduler.real.close(wait=1)
 
 
@@ -345,6 +347,10 @@ def test_the_language_is_the_browser_s_and_can_be_switched_without_losing_anythi
     ask(tab, "full?")
     expect(tab.locator("#chat-status")).to_have_text(say("status.full", "en", seconds=7))
     expect(tab.locator("#chat-question textarea")).to_have_value("full?")
+    with server.clients.taking("127.0.0.1", MOST):
+        ask(tab, "too many?")
+        expect(tab.locator("#chat-status")).to_have_text(say("status.too_many", "en", most=MOST))
+        server.clients.give_back("127.0.0.1", MOST)
     tab.locator("#language").get_by_text("中文").click()
     expect(tab.locator("#chat-send")).to_have_text("发送")
     server.scheduler.script.append(scheduling.Closed())

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fastapi
@@ -22,7 +23,7 @@ from utils import assistant, catalog, cli, page, scheduling
 from utils.conversation import Conversation, Exchange
 from utils.generation import Answer
 from utils.page import chat_tab, compare_tab, data_tab, markup, runs_tab, shared, texts
-from utils.page.answering import Answering, Question, Reply
+from utils.page.answering import Answering, Question, Reply, Visitor
 from utils.page.gate import ADDRESSES
 from utils.page.parameters import LARGEST_SEED, SLIDERS, Parameters, settings_of
 from utils.page.texts import LANGUAGES, Trouble, say
@@ -107,6 +108,10 @@ def made(opened: Any, *outcomes: Any, parameters: Parameters | None = None) -> t
 
 class Session:
     session_hash = "somebody"
+    client = SimpleNamespace(host="127.0.0.1")
+
+
+VISITOR = Visitor.of(Session)
 
 
 def talk(around: Any, action: str, *given: Any, language: str = "en", prompt: bool = False, model: str = "run") -> list:
@@ -375,17 +380,17 @@ def test_stop_and_a_page_that_closes_free_the_answers_place(opened: Any) -> None
         async for shown in chat.send(Session, state, "", "q", *values):  # pyright: ignore[reportArgumentType]
             states.append(shown)
             if len(states) == 2:
-                assert answering.is_busy("somebody", "chat")
+                assert answering.is_busy(VISITOR, "chat")
                 again = await first(chat.send(Session, state, "", "q", *values))  # pyright: ignore[reportArgumentType]
                 assert again[2] == say("status.busy", "en")
-                answering.interrupt("somebody else")
+                answering.interrupt(dataclasses.replace(VISITOR, session="somebody else"))
                 assert not scheduler.tickets[0].is_cancelled
                 chat.stop(Session)  # pyright: ignore[reportArgumentType]
         return states
 
     assert asyncio.run(stopped())[-1][3].exchanges[0].answer == "some"
     assert scheduler.tickets[0].is_cancelled
-    assert not answering.is_busy("somebody", "chat")
+    assert not answering.is_busy(VISITOR, "chat")
 
     async def closed() -> None:
         states = chat.send(Session, state, "", "q", *values)  # pyright: ignore[reportArgumentType]
@@ -394,7 +399,7 @@ def test_stop_and_a_page_that_closes_free_the_answers_place(opened: Any) -> None
 
     asyncio.run(closed())
     assert scheduler.tickets[1].is_cancelled
-    assert not answering.is_busy("somebody", "chat")
+    assert not answering.is_busy(VISITOR, "chat")
 
     async def cancelled() -> None:
         task = asyncio.create_task(stopped())
@@ -421,7 +426,7 @@ def test_all_answers_of_a_comparison_are_under_way_together_or_none(opened: Any)
     question = Question(ids=[1, 5], settings={"max_new_tokens": 4}, adapter="run", seed=1)
 
     async def collect(answering: Answering) -> list[list[Reply]]:
-        return [replies async for replies in answering.all_replies([question] * 2, "s", "compare")]
+        return [replies async for replies in answering.all_replies([question] * 2, VISITOR, "compare")]
 
     around, _ = made(opened, {"pieces": ["a", "b"]}, {"pieces": ["c"]})
     assert [reply.text for reply in asyncio.run(collect(around.answering))[-1]] == ["ab", "c"]
@@ -430,7 +435,7 @@ def test_all_answers_of_a_comparison_are_under_way_together_or_none(opened: Any)
         asyncio.run(collect(around.answering))
     assert "3 s" in caught.value.said("en")
     assert scheduler.tickets[0].is_cancelled
-    assert not around.answering.is_busy("s", "compare")
+    assert not around.answering.is_busy(VISITOR, "compare")
 
 
 # --- data and runs

@@ -23,13 +23,14 @@ from starlette.routing import Route
 
 from utils import cli
 from utils.assistant import Assistant, open_run
+from utils.clients import Clients
 from utils.service import Access, Limits
 from utils.service.access import Gate
 
 KEY = "sk-0123456789abcdef"
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT = "".join(PIECES)
-LIMITS = Limits(body_bytes=10_000, body_seconds=0.3, answers_per_client=3)
+LIMITS = Limits(body_bytes=10_000, body_seconds=0.3)
 
 
 def page(app: Any) -> None:
@@ -45,7 +46,7 @@ def opened(finished: Path) -> Assistant:
 @pytest.fixture(scope="module")
 def served(opened: Assistant) -> Iterator[tuple[Scripted, str]]:
     scheduler = Scripted()
-    with serving(opened, scheduler, limits=LIMITS, edit=page) as address:
+    with serving(opened, scheduler, limits=LIMITS, clients=Clients(3), edit=page) as address:
         yield scheduler, address
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import gradio
 
 from utils.catalog import DatasetSpec
+from utils.clients import Clients
 from utils.page import appearance, chat_tab, compare_tab, data_tab, instruction_tab, runs_tab
-from utils.page.answering import Answering, Scheduler
+from utils.page.answering import Answering, Scheduler, Visitor
 from utils.page.gate import Gate
 from utils.page.markup import harmless
 from utils.page.parameters import Parameters
@@ -30,6 +31,7 @@ def blocks(
     opened: Any,
     scheduler: Scheduler,
     *,
+    clients: Clients | None = None,
     flags: argparse.Namespace | None = None,
     datasets: Mapping[str, DatasetSpec] | None = None,
     runs: Mapping[str, Path] | None = None,
@@ -39,14 +41,17 @@ def blocks(
     Args:
         opened: an `utils.assistant.Assistant`.
         scheduler: answers what is asked.
+        clients: counts what each waits for; an API beside it counts there, too.
         flags: of `utils.cli.add_generation_flags`: the sliders begin there, and `stop` holds for every answer.
         datasets: that can be browsed; None: those of the catalogue that are on this machine.
         runs: that can be looked at, by name; None: the loaded ones, and those below `saved_models/`.
     """
-    answering = Answering(opened=opened, scheduler=scheduler, stop=tuple(getattr(flags, "stop", ())))
+    answering = Answering(
+        opened=opened, scheduler=scheduler, clients=clients or Clients(), stop=tuple(getattr(flags, "stop", ()))
+    )
 
     def leave(request: gradio.Request) -> None:
-        answering.interrupt(str(request.session_hash))
+        answering.interrupt(Visitor.of(request))
 
     with gradio.Blocks(title=say("page.title", "en"), analytics_enabled=False, fill_width=True) as made:
         with gradio.Column(visible=False) as everything:  # until it speaks the browser's language

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from utils import adapters
 from utils.assistant import BASE
+from utils.clients import Clients, TooMany, address_of
 from utils.conversation import Room
 from utils.page import markup
 from utils.page.parameters import SEED, settings_of
@@ -44,6 +45,20 @@ class Scheduler(Protocol):
     def submit(
         self, prompt: Sequence[int], settings: Mapping[str, Any], *, adapter: str | None, stop: Sequence[str], seed: int
     ) -> Ticket: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visitor:
+    """Who asks."""
+
+    session: str
+    """One for each open page."""
+    address: str
+
+    @classmethod
+    def of(cls, request: Any) -> Visitor:
+        """Of one of Gradio's requests."""
+        return cls(session=str(request.session_hash), address=address_of(request))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +101,8 @@ class Answering:
     opened: Any
     """An `utils.assistant.Assistant`."""
     scheduler: Scheduler
+    clients: Clients = field(default_factory=Clients)
+    """What each address waits for."""
     stop: Sequence[str] = ()
     """Texts that end every answer."""
     _under_way: dict[tuple[str, str], set[_Asked]] = field(default_factory=dict)
@@ -135,26 +152,27 @@ class Answering:
         tokenizer = self.opened.origin(question.adapter).tokenizer
         return markup.marked_ids(question.ids, tokenizer, control_ids(tokenizer))
 
-    def is_busy(self, session: str, place: str) -> bool:
-        """Whether an answer is under way in one of a session's tabs."""
-        return bool(self._under_way.get((session, place)))
+    def is_busy(self, visitor: Visitor, place: str) -> bool:
+        """Whether an answer is under way in one of a visitor's tabs."""
+        return bool(self._under_way.get((visitor.session, place)))
 
-    def interrupt(self, session: str, place: str | None = None) -> None:
-        """Ends the answers of a session's tab, or of all its tabs."""
+    def interrupt(self, visitor: Visitor, place: str | None = None) -> None:
+        """Ends the answers of a visitor's tab, or of all the tabs."""
         for (whose, where), under_way in list(self._under_way.items()):
-            if whose == session and place in (None, where):
+            if whose == visitor.session and place in (None, where):
                 for asked in under_way:
                     asked.stopped = True
                     asked.ticket.cancel()
 
-    async def replies(self, question: Question, session: str, place: str) -> AsyncGenerator[Reply]:
+    async def replies(self, question: Question, visitor: Visitor, place: str) -> AsyncGenerator[Reply]:
         """The answer as it grows; the last one has ended. Closing this frees the answer's place.
 
         Raises:
-            Trouble: the queue is full or closed, or refuses the question; nothing has begun then.
+            Trouble: the queue is full or closed, or refuses the question, or the visitor waits for too many answers;
+                nothing has begun then.
         """
-        asked = _Asked(ticket=self._submitted(question))
-        mine = self._under_way.setdefault((session, place), set())
+        asked = _Asked(ticket=self._submitted(question, visitor))
+        mine = self._under_way.setdefault((visitor.session, place), set())
         mine.add(asked)
         began, shown = time.monotonic(), 0.0
         reply = Reply()
@@ -180,10 +198,13 @@ class Answering:
                 asked.ticket.cancel()
             mine.discard(asked)
             if not mine:
-                self._under_way.pop((session, place), None)
+                self._under_way.pop((visitor.session, place), None)
+            self.clients.give_back(visitor.address)
         yield replace(reply, seconds=time.monotonic() - began)
 
-    async def all_replies(self, questions: Sequence[Question], session: str, place: str) -> AsyncGenerator[list[Reply]]:
+    async def all_replies(
+        self, questions: Sequence[Question], visitor: Visitor, place: str
+    ) -> AsyncGenerator[list[Reply]]:
         """The answers to several questions as they grow, side by side. All are in the queue, or none.
 
         Raises:
@@ -195,7 +216,7 @@ class Answering:
 
         async def follow(number: int) -> None:
             try:
-                async with aclosing(self.replies(questions[number], session, place)) as replies:
+                async with aclosing(self.replies(questions[number], visitor, place)) as replies:
                     async for reply in replies:
                         found[number] = reply
                         changed.set()
@@ -220,11 +241,14 @@ class Answering:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _submitted(self, question: Question) -> Ticket:
+    def _submitted(self, question: Question, visitor: Visitor) -> Ticket:
         try:
-            return self.scheduler.submit(
-                question.ids, question.settings, adapter=question.adapter, stop=self.stop, seed=question.seed
-            )
+            with self.clients.taking(visitor.address):
+                return self.scheduler.submit(
+                    question.ids, question.settings, adapter=question.adapter, stop=self.stop, seed=question.seed
+                )
+        except TooMany as many:
+            raise Trouble("status.too_many", most=many.most) from many
         except Full as full:
             raise Trouble("status.full", seconds=full.retry_after) from full
         except Closed as closed:

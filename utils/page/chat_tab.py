@@ -17,7 +17,7 @@ import gradio
 
 from utils.conversation import Conversation, Exchange, Prompt, asks_instructions
 from utils.page import markup
-from utils.page.answering import Question, Reply
+from utils.page.answering import Question, Reply, Visitor
 from utils.page.parameters import SEED
 from utils.page.shared import LATEX, Shared, Wish, buttons
 from utils.page.texts import Text, Trouble, say
@@ -135,12 +135,12 @@ class Talk:
 
     def clear(self, state: Conversation, request: gradio.Request) -> tuple[Any, ...]:
         """Forgets all of it."""
-        self._answering.interrupt(str(request.session_hash), PLACE)
+        self._answering.interrupt(Visitor.of(request), PLACE)
         return ([], _SAME, "", replace(state, exchanges=[], forgotten=0), "", *buttons(False))
 
     def stop(self, request: gradio.Request) -> None:
         """Ends the answer under way."""
-        self._answering.interrupt(str(request.session_hash), PLACE)
+        self._answering.interrupt(Visitor.of(request), PLACE)
 
     async def _ask(
         self,
@@ -155,15 +155,15 @@ class Talk:
     ) -> AsyncGenerator[tuple[Any, ...]]:
         """Asks `question` after `earlier`. If no answer comes of it, the conversation stays `state`, and the question
         is in the field."""
-        session, question, language = str(request.session_hash), str(question or "").strip(), wish.language
-        if self._answering.is_busy(session, PLACE):
+        visitor, question, language = Visitor.of(request), str(question or "").strip(), wish.language
+        if self._answering.is_busy(visitor, PLACE):
             yield _told(say("status.busy", language))
             return
         try:
             prompt, asked = await asyncio.to_thread(self._prepared, earlier, question, system, wish, seed)
             shown = self._page.prompt_of(wish, asked)
             reply, status, field = Reply(), "", ""
-            async with aclosing(self._answering.replies(asked, session, PLACE)) as replies:
+            async with aclosing(self._answering.replies(asked, visitor, PLACE)) as replies:
                 async for reply in replies:
                     status = self._page.status(reply, language, forgotten=prompt.forgotten)
                     so_far = [*messages(earlier), *_turns(question, reply.text)]

@@ -13,7 +13,7 @@ from typing import Any
 import gradio
 
 from utils.assistant import BASE
-from utils.page.answering import Question
+from utils.page.answering import Question, Visitor
 from utils.page.instruction_tab import prepared
 from utils.page.markup import harmless
 from utils.page.shared import Shared, Wish, buttons, shown_answer
@@ -73,14 +73,14 @@ class Comparison:
         self, request: gradio.Request, question: str, with_steps: bool, *values: Any
     ) -> AsyncGenerator[tuple[Any, ...]]:
         """The answers of all models as they grow; then what each took."""
-        page, wish, session = self._page, self._page.wish(values), str(request.session_hash)
-        if page.answering.is_busy(session, PLACE):
+        page, wish, visitor = self._page, self._page.wish(values), Visitor.of(request)
+        if page.answering.is_busy(visitor, PLACE):
             yield self._told(say("status.busy", wish.language), [gradio.skip(), gradio.skip()])
             return
         try:
             asked = await asyncio.to_thread(self._prepared, question, with_steps, wish)
             shown = page.prompt_of(wish, *asked)
-            async with aclosing(page.answering.all_replies(asked, session, PLACE)) as states:
+            async with aclosing(page.answering.all_replies(asked, visitor, PLACE)) as states:
                 async for replies in states:
                     empty = [""] * (self._cells - len(replies))
                     texts = [shown_answer(reply) for reply in replies]
@@ -92,7 +92,7 @@ class Comparison:
 
     def stop(self, request: gradio.Request) -> None:
         """Ends the answers under way."""
-        self._page.answering.interrupt(str(request.session_hash), PLACE)
+        self._page.answering.interrupt(Visitor.of(request), PLACE)
 
     def _prepared(self, question: str, with_steps: bool, wish: Wish) -> list[Question]:
         wordings = wordings_of(question, with_steps)

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio
 
-from utils.page.answering import Question
+from utils.page.answering import Question, Visitor
 from utils.page.shared import Shared, Wish, buttons, shown_answer
 from utils.page.texts import Text, Trouble, say
 
@@ -52,14 +52,14 @@ def build(page: Shared) -> None:
     async def ask(
         request: gradio.Request, instruction: str, given: str, *values: Any
     ) -> AsyncGenerator[tuple[Any, ...]]:
-        wish, session = page.wish(values), str(request.session_hash)
-        if page.answering.is_busy(session, PLACE):
+        wish, visitor = page.wish(values), Visitor.of(request)
+        if page.answering.is_busy(visitor, PLACE):
             yield (gradio.skip(), say("status.busy", wish.language), *[gradio.skip()] * 3)
             return
         try:
             question = await asyncio.to_thread(prepared, page, instruction, given, wish)
             shown = page.prompt_of(wish, question)
-            async with aclosing(page.answering.replies(question, session, PLACE)) as replies:
+            async with aclosing(page.answering.replies(question, visitor, PLACE)) as replies:
                 async for reply in replies:
                     status = page.status(reply, wish.language)
                     yield (shown_answer(reply), status, shown, *buttons(not reply.ended))
@@ -67,7 +67,7 @@ def build(page: Shared) -> None:
             yield (gradio.skip(), trouble.said(wish.language), gradio.skip(), *buttons(False))
 
     def interrupt(request: gradio.Request) -> None:
-        page.answering.interrupt(str(request.session_hash), PLACE)
+        page.answering.interrupt(Visitor.of(request), PLACE)
 
     send.click(
         ask,

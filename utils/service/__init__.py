@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from utils.assistant import Assistant
+from utils.clients import Clients
 from utils.scheduling import Scheduler
 from utils.service import problems, routes
 from utils.service.access import Access, Gate, SafeHeaders
@@ -39,6 +40,7 @@ def application(
     *,
     access: Access | None = None,
     limits: Limits | None = None,
+    clients: Clients | None = None,
     log_prompts: bool = False,
 ) -> FastAPI:
     """The service as an ASGI application; a page may be mounted at `/` behind it.
@@ -48,9 +50,11 @@ def application(
 
     Args:
         access: None: without a key, to this machine's own names alone.
+        clients: counts what each waits for; a page beside it counts there, too.
         log_prompts: whether what is asked and answered is logged, too.
     """
-    serving = Serving(opened, scheduler, limits := limits or Limits(), log_prompts=log_prompts)
+    limits = limits or Limits()
+    serving = Serving(opened, scheduler, limits, clients or Clients(), log_prompts=log_prompts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from utils.clients import Clients, TooMany
 from utils.generation import Answer
 from utils.scheduling import Closed, Full, Piece, Scheduler, Ticket, TimedOut
 from utils.service.asked import Asked
-from utils.service.limits import Clients
 from utils.service.problems import GONE, Problem, failed
 
 log = logging.getLogger("utils.service")
@@ -39,14 +39,14 @@ class UnderWay:
         self.began = time.perf_counter()
         self._tickets: list[Ticket] = []
         self._is_open = True
-        with clients.taking(client, len(asked.prompts)):
-            try:
+        try:
+            with clients.taking(client, len(asked.prompts)):
                 for prompt, seed in zip(asked.prompts, asked.seeds, strict=True):
                     ticket = scheduler.submit(prompt, asked.settings, adapter=asked.model, stop=asked.stop, seed=seed)
                     self._tickets.append(ticket)
-            except Exception as error:
-                self._cancel()
-                raise _refusal(error) from error
+        except Exception as error:
+            self._cancel()
+            raise _refusal(error) from error
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece | None]]:
         """(which answer, a piece of it), as they come; None where one has ended.
@@ -155,6 +155,8 @@ def _refusal(error: Exception) -> Problem:
         wait = {"Retry-After": str(max(1, int(error.retry_after)))}
         message = f"too many wait already: try again in {wait['Retry-After']} seconds"
         return Problem(429, message, code="queue_full", headers=wait)
+    if isinstance(error, TooMany):
+        return Problem(429, str(error), code="too_many_requests", headers={"Retry-After": "1"})
     if isinstance(error, Closed):
         return Problem(503, "the server is shutting down", code="shutting_down", headers={"Connection": "close"})
     if isinstance(error, ValueError):

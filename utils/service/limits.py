@@ -1,14 +1,12 @@
-"""How much a request, and how much one client, may ask for.
+"""How much a request may ask for.
 
-Knows: bytes and seconds of a body, tokens, answers. Does not know who may ask, or what an answer is.
+Knows: bytes and seconds of a body, tokens, answers. Does not know who may ask, what an answer is, or how many a client
+waits for (`utils.clients`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,47 +30,6 @@ class Limits:
     """Tokens of an answer for which a chat sets no limit."""
     answers: int = 32
     """Of one request: prompts times `n`."""
-    answers_per_client: int = 64
-    """Of one address at the same time."""
-
-
-class Clients:
-    """How many answers each client waits for."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits, self._waiting = limits, Counter[str]()
-
-    def take(self, client: str, count: int) -> None:
-        """Counts answers as waited for.
-
-        Raises:
-            Problem: 429, they would be too many.
-        """
-        waiting, most = self._waiting[client], self._limits.answers_per_client
-        if waiting + count > most:
-            raise Problem(
-                429,
-                f"{client} waits for {waiting} answers already, and asks for {count}; at most {most} at the same time",
-                code="too_many_requests",
-                headers={"Retry-After": "1"},
-            )
-        self._waiting[client] = waiting + count
-
-    def give_back(self, client: str, count: int) -> None:
-        """They are there, or no longer wanted."""
-        self._waiting[client] -= count
-        if self._waiting[client] <= 0:
-            del self._waiting[client]
-
-    @contextmanager
-    def taking(self, client: str, count: int) -> Iterator[None]:
-        """`take`, and on a failure `give_back`."""
-        self.take(client, count)
-        try:
-            yield
-        except BaseException:
-            self.give_back(client, count)
-            raise
 
 
 class WholeBodies:

@@ -17,11 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from utils.assistant import Assistant
+from utils.clients import Clients, address_of
 from utils.generation import Answer
 from utils.scheduling import Scheduler
 from utils.service.answering import Events, UnderWay, unless_gone
 from utils.service.asked import Asked, Reader
-from utils.service.limits import Clients, Limits
+from utils.service.limits import Limits
 from utils.service.measures import Measures
 from utils.service.replies import Pieces
 
@@ -37,9 +38,11 @@ class Serving:
         log_prompts: whether what is asked and answered goes into the log; else only how much.
     """
 
-    def __init__(self, opened: Assistant, scheduler: Scheduler, limits: Limits, *, log_prompts: bool) -> None:
+    def __init__(
+        self, opened: Assistant, scheduler: Scheduler, limits: Limits, clients: Clients, *, log_prompts: bool
+    ) -> None:
         self.reader, self.measures = Reader(opened, limits), Measures(scheduler)
-        self._scheduler, self._clients, self._log_prompts = scheduler, Clients(limits), log_prompts
+        self._scheduler, self._clients, self._log_prompts = scheduler, clients, log_prompts
         # Tokenizing a long prompt takes a while, which the others' pieces do not wait for.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
 
@@ -98,8 +101,7 @@ class Serving:
 
     async def _begin(self, request: Request, fields: Fields, read: Callable[[Fields], Asked]) -> UnderWay:
         asked = await asyncio.get_running_loop().run_in_executor(self._tokenizing, read, fields)
-        client = request.client.host if request.client else "a client without an address"
-        return UnderWay(self._scheduler, asked, self._clients, client)
+        return UnderWay(self._scheduler, asked, self._clients, address_of(request))
 
     def _note(self, under_way: UnderWay, answers: Sequence[Answer]) -> None:
         asked, seconds = under_way.asked, time.perf_counter() - under_way.began
