@@ -31,11 +31,13 @@ MUST_AGREE = 0.99
 
 
 DISAGREEMENTS = {
+    "A) 12\nB) 15\nC) 18",
     "I got 17 the first time and 19 the second time. The answer is the second one.",
     "The answer is 99% certain to be 5.",
     "The answer is undefined because you cannot divide by 0.",
     "Plan B works: light it in the bedroom.",
     "There's no way a stone could float.",
+    "一共是二十四个。",
 }
 """What a careful person reads and the extractor does not."""
 
@@ -91,12 +93,31 @@ def test_the_audit_counts_each_way() -> None:
     assert str(audit) == "1 announced, 1 bare, 1 by fallback, 2 could not be read"
 
 
-@given(st.text(), st.sampled_from(sorted(KINDS)), st.lists(st.text(), max_size=10))
+PIECES = (
+    "The answer is ", "答案是", "故选", "Answer: ", "#### ", "\\boxed{", "}", "$", "12", "1,234", "3/4", "10^", " = ", "-", "twelve ",
+    "十二", "千万", "(B)", "A", " or ", "和", "not ", "不是", "but ", "yes", "No", "是", "否", "nk", "05/01/2021", "2021年5月1日", ". ",
+    "。", "\n", "\nQ: ", "Wait, ", "等等，", "is correct", "正确", "</think>", "<answer>", '{"answer": ', "“", "🙂", " ", "e", "½",
+)  # fmt: skip
+
+
+@given(
+    st.text() | st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
+    st.sampled_from(sorted(KINDS)),
+    st.lists(st.text(), max_size=10),
+)
 def test_any_text_is_read_or_unread(text: str, kind: str, choices: list[str]) -> None:
     found = read(text, kind, choices)
     assert found.how in HOWS
     assert (found.answer is None) == (found.how == "unread")
     assert found.answer is None or same(kind, found.answer, found.answer)
+
+
+@pytest.mark.parametrize("piece", [*PIECES, "a", "！", "7 ", "1 + ", "A, ", "(A) cat (B) dog ", "x is the answer "])
+def test_a_text_in_a_loop_is_read(piece: str) -> None:
+    text = piece * (2000 // len(piece))
+    for kind in KINDS:
+        assert read(text, kind, ("cat", "dog")).how in HOWS
+        assert read(f"The answer is 7. {text}", kind, ("cat", "dog")).how in HOWS
 
 
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["#### {}", "The answer is {}.", "答案是{}。", "Answer: {} 🎉"]))

@@ -29,7 +29,8 @@ PATTERNS = tuple(
         rf"(?<!\d){DAY}\s+(?:(?i:of)\s+)?{MONTH},?\s+(?P<year>\d{{4}})(?!\d)",
     )
 )
-BRACKETS = re.compile(r"\s*[(（][^()（）]*[)）]\W*$")
+BRACKETS = re.compile(r"(?<!\s)\s*[(（][^()（）]*[)）]\W*$")
+AROUND = re.compile(r"^\W+|(?:(?<=\w)|^)\W+$")
 RELATIVE = re.compile(r"\b(?i:before|after|since|until)\s*$")
 """Before a date that another day is told by."""
 OR = re.compile(r"\s*(?:,\s*)?(?:\b(?i:or|and)\b|或者?|和)\s*")
@@ -74,7 +75,7 @@ def _announced(rest: str, choices: Sequence[str]) -> str | None:
 
 
 def _bare(text: str, choices: Sequence[str]) -> str | None:
-    stripped = re.sub(r"^\W+|\W+$", "", BRACKETS.sub("", text))
+    stripped = AROUND.sub("", BRACKETS.sub("", text))
     return next((found for start, end, found in _dates(stripped) if end - start == len(stripped)), None)
 
 

@@ -12,13 +12,14 @@ from utils.readings.contract import Kind
 from utils.readings.wording import MARKS, MARKS_BEFORE, OPENING, sentence
 from utils.scoring import QUOTED
 
-AROUND = re.compile(r"^[^\w]+|[^\w]+$")
+AROUND = re.compile(r"^\W+|(?:(?<=\w)|^)\W+$")
 BETWEEN = re.compile(r"[\s,、.\-+]+")
-ENDS = re.compile(r"[\"”」』'’]|\s*[(（]|,\s+(?=\w{2})")
-BRACKETS = re.compile(r"\s*[(（][^()（）]*[)）]\W*$")
+QUOTES = re.compile(r"[\"'“”‘’「」『』]")
+ENDS = re.compile(r"[\"”」』'’]|(?<!\s)\s*[(（]|,\s+(?=\w{2})")
+BRACKETS = re.compile(r"(?<!\s)\s*[(（][^()（）]*[)）]\W*$")
 COMES_TO = re.compile(r".*(?:=|→|即|也就是)")
 MADE = re.compile(
-    r"(?:\b(?i:gives?|gets?|makes?|yields?|(?:them|together|letters)\s+is)\s|:|(?:得到|就是|(?:起来|拼接|连接|组合)[^，。]{0,4}?是))\s*[\"'“]?(?P<letters>[A-Za-z]{1,12})\W*$"
+    r"(?:\b(?i:gives?|gets?|makes?|yields?|(?:them|together|letters|result|word)\s+is)\s|:|(?:得到|就是|(?:起来|拼接|连接|组合)[^，。]{0,4}?是))\s*[\"'“]?(?P<letters>[A-Za-z]{1,12})\W*$"
 )
 NO_LETTERS = {"unknown", "unclear", "none", "nothing", "undefined", "sorry", "impossible"}
 
@@ -35,7 +36,7 @@ def _announced(rest: str, choices: Sequence[str]) -> str | None:
     said = sentence(rest)
     if comes_to := COMES_TO.match(said):
         said = said[comes_to.end() :]
-    return _joined(said) or _joined(ENDS.split(said)[0])
+    return _joined(QUOTES.sub("", said)) or _joined(ENDS.split(said)[0])
 
 
 def _bare(text: str, choices: Sequence[str]) -> str | None:

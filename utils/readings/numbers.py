@@ -33,7 +33,7 @@ LOWERED = dict(zip(map(ord, "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"), "-0123456789", st
 
 SUM = re.compile(r"[\s\d.,+*/×÷·()$€£¥%x-]*=")
 OPERATION = re.compile(r"\d[\s)%]*[+*×÷·x/-]")
-UNITS = re.compile(r"[\s.。!！%°]*(?:[^\W\d_]+[\s.。!！]*){0,3}(?:\([^()\n]{1,40}\))?[^\w=+*/×÷]*")
+UNITS = re.compile(r"[\s.。!！%°]*(?:[^\W\d_]++[\s.。!！]*+){0,3}(?:\([^()\n]{1,40}\))?[^\w=+*/×÷]*")
 AND_HALF = re.compile(r"\s+and\s+(?:a|one)\s+half\b|[^\W\d_]半")
 ANOTHER = re.compile(
     r"%?\s*(?:[^\W\d_]+\s+)?(?:(?i:or|and|to)\s|[-~]|(?:或者?|和|与|到|至))\s*\$?\d"
@@ -43,12 +43,14 @@ ANOTHER = re.compile(
 JOINS = re.compile(r"\s*[^\W\d_]*\s*(?:\b(?i:or|and|to)\b|或者?|和|到|至)\s*")
 UNFINISHED = re.compile(r"\s*[+*×÷/]\s*[$(]*\d|\s+-\s+[$(]*\d")
 """A sum that does not say what it comes to."""
-RANGE = re.compile(r"(?i:between)\s\$?\d[\d.,]*\s(?i:and)\s\$?\d[\d.,]*|\d[\d.]*\s?[和到至~-]\s?\d[\d.]*\s?之间")
+RANGE = re.compile(
+    r"(?i:between)\s\$?\d[\d.,]*\s(?i:and)\s\$?\d[\d.,]*|(?<![\d.])\d[\d.]*\s?[和到至~-]\s?\d[\d.]*\s?之间"
+)
 REASON = re.compile(r"\b(?i:because|since)\b|因为")
 LEADS_IN = re.compile(r"\s*(?:[A-Za-z]\s*)?[=≈~]\s*")
 OPENS = re.compile(r"[.。]\s+[A-Z\u4e00-\u9fff]")
-ALONE = re.compile(r"\W*(?:[^\W\d_]+\W*)?")
-NEARLY_ALONE = re.compile(r"\W*(?:[^\W\d_]+\W*){0,2}(?:\(\d+\)\W*)?")
+ALONE = re.compile(r"\W*+(?:[^\W\d_]++\W*+)?")
+NEARLY_ALONE = re.compile(r"\W*(?:[^\W\d_]++[^\w(]*+){0,2}(?:\(\d+\)\W*)?")
 
 
 def value(match: re.Match[str]) -> Fraction | None:

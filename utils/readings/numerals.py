@@ -40,7 +40,7 @@ ENGLISH = re.compile(
     rf"(?<![\w-])(?i:(?P<minus>minus\s|negative\s)?(?:"
     rf"(?P<mixed>{WHOLE})\sand\s(?:(?P<more>an?|{UNIT})[-\s])?(?P<more_part>{PART})"
     rf"|(?:(?P<above>an?|{UNIT})[-\s])?(?P<part>{PART})"
-    rf"|(?P<whole>{WHOLE})(?:\spoint(?P<decimals>(?:\s{UNIT})+))?"
+    rf"|(?P<whole>{WHOLE})(?:\spoint(?P<decimals>(?:\s{UNIT}){{1,30}}))?"
     r"))(?![\w'’-])"
 )
 
@@ -49,15 +49,16 @@ DIGITS = {sign: value for value, sign in enumerate("零一二三四五六七八�
 }  # fmt: skip
 SMALL = {"十": 10, "拾": 10, "百": 100, "佰": 100, "千": 1000, "仟": 1000}
 LARGE = {"万": 10**4, "亿": 10**8}
-NUMERAL = rf"[{''.join((*DIGITS, *SMALL, *LARGE))}]+"
+SIGNS = "".join((*DIGITS, *SMALL, *LARGE))
+NUMERAL = rf"[{SIGNS}]{{1,40}}"
 # A numeral counts where it ends, or before what is measured or counted by it.
 MEASURED = (
     r"[个只元块角美欧天年月日号小时钟秒分岁人名位本张件条次米厘公里千克斤吨升毫度倍页支枝辆棵把双对头匹包袋盒瓶杯碗"
     r"排层间套道题枚颗粒朵片台家座种组周星期平立方箱篮筐桶串句行列步圈份]"
 )
 CHINESE = re.compile(
-    rf"(?<![周期拜第])(?!十分[^\W\d_钟之]|[三四五六]角形)(?P<minus>负)?(?:(?:(?P<mixed>{NUMERAL})又)?(?P<below>{NUMERAL})分之(?P<above>{NUMERAL})"
-    rf"|(?P<whole>{NUMERAL})(?:点(?P<decimals>[{''.join(DIGITS)}]+))?(?P<and_half>{MEASURED[:-1]}]半)?|(?P<half>一?半))"
+    rf"(?<![周期拜第{SIGNS}])(?!十分[^\W\d_钟之]|[三四五六]角形)(?P<minus>负)?(?:(?:(?P<mixed>{NUMERAL})又)?(?P<below>{NUMERAL})分之(?P<above>{NUMERAL})"
+    rf"|(?P<whole>{NUMERAL})(?:点(?P<decimals>[{''.join(DIGITS)}]{{1,30}}))?(?P<and_half>{MEASURED[:-1]}]半)?|(?P<half>一?半))"
     rf"(?=\s*(?:$|[^\w\s]|{MEASURED}))"
 )
 

@@ -16,7 +16,7 @@ from utils.scoring import OPTION
 
 ONE = r"[(（\[]?[A-H](?![A-Za-z])[)）\]]?"
 JOIN = r"\s*(?:[,、，/&]|\band\b|\bor\b|[和或与及])\s*"
-GROUP = rf"(?<![A-Za-z]){ONE}(?:{JOIN}{ONE})*"
+GROUP = rf"(?<![A-Za-z]){ONE}(?:{JOIN}{ONE}){{0,7}}"
 SINGLE = rf"{OPTION}(?!\s*(?:and|or|和|或|与)\s*[(（]?[A-H](?![A-Za-z]))"
 LETTER = re.compile(
     rf"(?:(?i:option|choice|选项)\s*)?(?:[(（\[]?(?P<letter>{SINGLE})|[(（\[]?(?P<small>[a-h])[)）\]]"
@@ -50,7 +50,7 @@ SEVERAL = re.compile(rf"(?i:both|either|neither)\b|{ONE}{JOIN}{ONE}|{ONE}[,，]?
 AND_ANOTHER = re.compile(rf"\s*(?:or|and|或|和)\s*{ONE}")
 LABEL = re.compile(r"[(（]?(?<![A-Za-z])(?P<letter>[A-H])[)）.．、:：]\s*")
 NONE = re.compile(r"(?i:none|neither|nothing)\b|(?:以上)?(?:都|均)(?:不|错|没)")
-NO_WORDS = re.compile(r"^[^\w(（\[$¥€£-]+|(?:\s|[^\w\x00-\x7f])+$")
+NO_WORDS = re.compile(r"^[^\w(（\[$¥€£-]+|(?<![^\w\x00-\x7f])(?<!\s)(?:\s|[^\w\x00-\x7f])+$")
 """Signs, spaces and pictures around a text."""
 ARTICLE = re.compile(r"(?:an?|the)\s+(?=\w)")
 AROUND = " \t*_`\"“”‘’「」『』.,;:。，；：!！'"
@@ -64,7 +64,8 @@ def canonical_text(text: str) -> str:
 
 def _announced(rest: str, choices: Sequence[str]) -> str | None:
     rest = rest.replace("--", " - ")
-    rest = RULED_OUT.sub(lambda span: " " * len(span.group()), rest) if not RULED_OUT.match(rest) else rest
+    if not RULED_OUT.match(rest):
+        rest = RULED_OUT.sub(lambda span: " " * len(span.group()), rest)
     said = sentence(rest)
     if by_words := _by_words(said, choices, whole=False):
         return by_words

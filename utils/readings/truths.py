@@ -43,6 +43,7 @@ SOFT = re.compile(
     r"(?i:.*\b(?:say|guess|answer|likely|probably|so|then)\s+(?P<word>yes|no)"
     r"|(?P<denied>(?:.*\s)?(?:probably|likely)\s+not|I\s+(?:think|believe|guess)\s+not"
     r"|I\s+(?:don['’]t|do\s+not)\s+(?:think|believe)\s+so)"
+    rf"|我?(?:觉得|认为|想|猜|恐怕)(?P<chinese>{ALTERNATIVES})"
     r"|(?P<so>I\s+(?:think|believe|guess)\s+so|(?:most\s+)?(?:probably|likely)))"
 )
 CLAUSE = re.compile(r"[^.。,，;；!?！？\n]+(?=[.。,，;；!?！？\n]|$)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from utils.readings.contract import Kind
 from utils.scoring import SENTENCE_END
@@ -18,7 +19,7 @@ LETTER_FOLLOWS = r"(?=[(（\[]?[A-H](?![A-Za-z]))"
 ANSWER_IS = (
     r"(?=[AaCcOo#答结选应])(?:"  # the characters that each of these begins with: most places are passed by at once
     r"(?i:answers?)[\"'*_]*(?:\s+(?i:to|of|for)\s[^.:\n]{1,80}?|\s*\([^()\n]{1,40}\))?\s*"
-    r"(?:\b(?i:is|are|(?:would|must|should|will|could|has\s+to)\s+be)(?![A-Za-z'’])\s*:?|[:=])"
+    r"(?:\b(?i:is|are|(?:would|must|should|will|could|has\s+to)\s+be)(?![A-Za-z'’])\s*:?|[:=]|(?<=\s)[-–—]\s)"
     r"|\b(?i:ans)[*_]*\s*[:=]"
     r"|(?i:(?:option|choice)\s+(?:(?:that|which)\s[^.\n]{1,40}?\s)?is(?![A-Za-z'’])|(?:option|choice)[*_]*\s*[:=])\s*:?"
     r"|####(?=\s*[-$¥€£(]*\s*\.?\d|\s*[*(]*\w+[*).]*\s*(?:\n|$))"
@@ -30,13 +31,17 @@ ANSWER_IS = (
     r"|应该?[是为]\s*(?=[(（$¥-]?[A-H\d]))"
 )
 MARKS = re.compile(ANSWER_IS)
+NEAR = 1000
+"""Characters within which an announcement names its answer."""
+MOST_ANNOUNCEMENTS = 50
+"""A text in a loop has hundreds."""
 IS_ANSWER = (
-    r"\s+(?i:is|are)\s+(?i:therefore\s+)?(?i:(?:the|my)\s+)?(?i:(?:final|correct|right|best|only|most\s+likely)\s+)*"
+    r"(?<!\s)\s+(?i:is|are)\s+(?i:therefore\s+)?(?i:(?:the|my)\s+)?(?i:(?:final|correct|right|best|only|most\s+likely)\s+)*"
     r"(?i:answer|option|choice)\b(?!\s*[:：])"
     r"|[是为](?:正确|最终|最佳|本题)?的?(?:答案|选项)(?!\s*[是为选：:】A-H])"
 )
 MARKS_BEFORE = re.compile(IS_ANSWER)
-STATEMENT = re.compile(r"(?:^|[\n。；;])\s*答[：:]\s*(?P<said>[^\n]+)")
+STATEMENT = re.compile(r"(?:^|[\n。；;])[ \t]*答[：:]\s*(?P<said>[^\n]+)")
 """A school book's last sentence: all of it is the answer."""
 OPENING = " \t\r\n*_:：{([（【$\\\"“「『'‘`≈~=,，"
 LEADING = re.compile(
@@ -44,6 +49,7 @@ LEADING = re.compile(
     r"indeed|obviously|typically|usually|generally|actually|only|exactly|just|about|approximately|around|roughly|nearly|almost|equal\s+to)[\s,:]+"
     r"|大约|约为?|大概|很?可能是?|一共|总共|共)+"
 )
+QUOTED = re.compile(r"[\s:：]*['‘](?P<said>[^'’\n]{1,40})['’](?!\w)")
 NOT_CHOSEN = re.compile(r"(?:不|别|勿)(?:能|应|该|可以?|会|要)*$")
 
 NOT_BUT = re.compile(r"(?i:not|neither)\s[^.\n]{1,40}?\bbut\s+(?i:rather\s+)?")
@@ -57,18 +63,20 @@ REFUSAL = re.compile(
     r"|无法|没法|不能确定|难以[确判]|不知道|抱歉|没有足够|不足以|(?:信息|条件|数据)不[足够]|[没未](?:有)?给出"
 )
 CUT_OFF = re.compile(
-    r"(?:[=+*/×÷]\s*[$¥]?|\s(?i:and|or|the|an?|of|to|is|are|with|for|by|plus|minus|times|so|then|has|have|that)"
+    r"(?:(?:[=+/×÷]|\s\*)\s*[$¥]?|\s(?i:and|or|the|an?|of|to|is|are|with|for|by|plus|minus|times|so|then|has|have|that)"
     r"|[和与是加减乘除])\s*$"
 )
 SECOND_THOUGHT = re.compile(
-    r"(?i:\bwait\b(?=\s*[,.!:;—…]|\s+no\b)|\bno\s+wait\b|(?:^|[.!?\n]\s*)actually\b|\bcorrection\b|\bscratch\s+that\b"
+    r"(?i:\bwait\b(?=\s*[,.!:;—…]|\s+no\b)|\bno\s+wait\b|(?:^|[.!?\n]\s{0,4})actually\b|\bcorrection\b|\bscratch\s+that\b"
     r"|\bon\s+(?:second\s+thought|reflection)\b|\boops\b|\bI\s+made\s+(?:a|an)\s+(?:mistake|error)\b"
     r"|\bthat\s*(?:['’]s|\s+is|\s+was)\s+(?:wrong|not\s+right|incorrect)\b"
     r"|\blet\s+me\s+(?:correct|re(?:check|do|consider|calculate|think|compute|count))|[.,;:—]\s*no(?=[,:.]\s))"
-    r"|等等|等一下|(?<=[。，！；\n])\s*不对|更正|重新[计算想数]|[算说弄]错"
+    r"|等等|等一下|(?<=[。，！；\n])\s?不对|更正|重新[计算想数]|[算说弄]错"
 )
+MOST_QUESTIONS = 8
+"""Those that a prompt's examples may repeat before the answer; a text in a loop has hundreds."""
 NEXT_QUESTION = re.compile(
-    r"\n\s*(?:[#*]+\s*)?(?:(?i:Q|Question|Problem|Instruction|Input|User|Human)(?:\s*\d+)?\s*[*_]*\s*[:：]"
+    r"\n[ \t]*(?:[#*]{1,6}[ \t]*)?(?:(?i:Q|Question|Problem|Instruction|Input|User|Human)(?:\s*\d+)?\s*[*_]*\s*[:：]"
     r"|(?:问题?|题目|用户|人类|指令|例题?)\s*\d*\s*[：:]|###\s*(?i:Instruction|Input|Question))"
 )
 
@@ -90,18 +98,21 @@ def announcements(text: str, ways: Kind) -> list[Announcement]:
     for mark in ways.marks.finditer(text):
         if NOT_CHOSEN.search(text, max(0, mark.start() - 6), mark.start()):
             continue
-        rest = text[mark.end() :].lstrip(ways.opening)
+        near = text[mark.end() : mark.end() + NEAR]
+        rest = near.lstrip(ways.opening)
+        if not ways.is_free and (quoted := QUOTED.match(near)):
+            rest = f"{quoted['said']}{near[quoted.end() :]}"
         if ways.has_denials and (corrected := NOT_BUT.match(rest)):
             rest = rest[corrected.end() :].lstrip(ways.opening)
         if DENIED.match(rest) and not ways.opens_with_not:
             continue
-        found.append(Announcement(rest, len(text) - len(rest), is_whole=False))
+        found.append(Announcement(rest, mark.end() + len(near) - len(rest), is_whole=False))
     for mark in ways.marks_before.finditer(text):
-        sentence = re.split(r"[.。!?！？;；\n]\s", text[: mark.start()])[-1]
-        if len(sentence) <= 80:
-            found.append(Announcement(sentence, mark.end(), is_whole=True))
+        before = re.split(r"[.。!?！？;；\n]\s", text[max(0, mark.start() - 100) : mark.start()])[-1]
+        if len(before) <= 80:
+            found.append(Announcement(before, mark.end(), is_whole=True))
     found += [Announcement(each["said"], each.end(), is_whole=True) for each in STATEMENT.finditer(text)]
-    return sorted(found, key=lambda each: each.position, reverse=True)
+    return sorted(found, key=lambda each: each.position, reverse=True)[:MOST_ANNOUNCEMENTS]
 
 
 def without_lead(said: str, ways: Kind) -> str:
@@ -135,7 +146,7 @@ def conclusion(text: str, ways: Kind) -> str:
 
 
 def before_next_questions(text: str) -> Iterator[str]:
-    """What stands before each further question in the text, the shortest first."""
-    for mark in NEXT_QUESTION.finditer(text):
+    """What stands before each of the next questions in the text, the shortest first."""
+    for mark in islice(NEXT_QUESTION.finditer(text), MOST_QUESTIONS):
         if text[: mark.start()].strip():
             yield text[: mark.start()]
