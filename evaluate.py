@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     exam_flags.require_sensible(parser, flags)
     if flags.task:
-        return on_task(flags, exam_flags.exam_of(parser, flags))
+        exam = exam_flags.exam_of(parser, flags)
+        return by_harness(flags, exam) if flags.lm_eval else on_task(flags, exam)
     try:
         parts = catalog.parse_mixture(flags.data)
     except ValueError as error:
@@ -110,6 +111,26 @@ def who_answers(flags: argparse.Namespace, settings: Mapping[str, Any], *, base:
         return answerers.weighing(flags.lora_dir, base=base, **how)
     server = cli.server_wishes(flags)
     return answerers.asked_for(flags.lora_dir, settings, stop=[], cut=False, server=server, base=base, **how)
+
+
+def by_harness(flags: argparse.Namespace, exam: Exam) -> int:
+    """A task of EleutherAI's harness, or the exam's rows as one."""
+    from utils import assistant, distributed, harness, loading
+
+    harness.require_installed()
+    harness.require_free(flags.result_dir)
+    loading.quiet_libraries()
+    distributed.set_threads()
+    own, rows = exam_flags.by_harness(flags, exam), f"rows_of_{flags.task}"
+    task = own or harness.rows_task(rows, exam, max_new_tokens=flags.max_new_tokens)
+    opened = assistant.open_run(flags.lora_dir, merge=True, **cli.loading_wishes(flags))
+    model = harness.wrapped(opened, batch_size=flags.batch_size)
+    found = harness.run(model, task, shots=flags.shots or None if own else None)
+    harness.write(flags.result_dir, found, exam_flags.about(flags) | {"cut": model.cut})
+    lines = harness.lines(found, model.cut)
+    lines += [] if own else harness.agreement(found, rows, exam, flags.result_dir)
+    print("\n".join([*lines, f"results and samples: {flags.result_dir}"]))
+    return 0
 
 
 if __name__ == "__main__":

@@ -53,6 +53,16 @@ class Exam:
         """Rows without a reference, which are not asked."""
         return sum(1 for item in self.items if not item.reference)
 
+    @property
+    def text(self) -> str:
+        """Of `questions.jsonl`."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
+
+    def is_in(self, directory: Path) -> bool:
+        """Whether these questions are those of `directory`."""
+        path = directory / QUESTIONS
+        return path.is_file() and path.read_text(encoding="utf-8") == self.text
+
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `questions.jsonl`: a record each, and what it is scored by.
 
@@ -91,10 +101,9 @@ def write_questions(directory: Path, exam: Exam) -> Path:
         ValueError: no rows; a file of other questions is there.
         OSError: the directory cannot be written to.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exam.rows())
-    path = directory / QUESTIONS
+    text, path = exam.text, directory / QUESTIONS
     if path.exists():
-        if path.read_text(encoding="utf-8") != text:
+        if not exam.is_in(directory):
             raise ValueError(
                 f"{path} holds other questions than these: go on with the task file that it was made from and with "
                 "its --task, --style, --shots and --choice_by, or choose another --result_dir"

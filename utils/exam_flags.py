@@ -45,6 +45,12 @@ def make_parser(doc: str | None) -> cli.Parser:
     add("--temperature", type=cli.positive_float, default=0.7, help="of the drawing (default: 0.7)")
     add("--seed", type=int, default=42, help="of the drawing (default: 42)")
     add("--retry_failed", action="store_true", help="ask the rows again that failed")
+    add(
+        "--lm_eval",
+        action="store_true",
+        help="let EleutherAI's harness ask: its own task of that kind, or, with --task_file or where it has none, the "
+        "same rows",
+    )
     cli.add_server_flags(parser)
     cli.add_model_flags(parser, model_type=None)
     return parser
@@ -66,10 +72,12 @@ def require_sensible(parser: cli.Parser, flags: argparse.Namespace) -> None:
         parser.error(f"--output {flags.output}: it exists already, or its folder does not; nothing was written over")
     if flags.choice_by != asking.TEXT and (flags.api_base or flags.num_samples > 1):
         parser.error(f"--choice_by {flags.choice_by}: options are weighed here, without --api_base and --num_samples")
+    if flags.lm_eval and (flags.api_base or flags.num_samples > 1 or flags.compare_base or flags.data):
+        parser.error("--lm_eval takes a --task, without --api_base, --num_samples and --compare_base")
 
 
 def exam_of(parser: cli.Parser, flags: argparse.Namespace) -> Exam:
-    """The rows of the task, and how they are asked.
+    """The rows of the task, and how they are asked; without rows where the harness asks its own (`by_harness`).
 
     Raises:
         FileNotFoundError, ValueError: as `tasks.items`.
@@ -79,7 +87,18 @@ def exam_of(parser: cli.Parser, flags: argparse.Namespace) -> Exam:
         exam = Exam(spec=spec, items=(), **{name: getattr(flags, name) for name in HOW})
     except ValueError as error:
         parser.error(str(error))
-    return replace(exam, items=tuple(tasks.items(spec, flags.task_file)))
+    if not by_harness(flags, exam):
+        return replace(exam, items=tuple(tasks.items(spec, flags.task_file)))
+    if flags.style != asking.PLAIN or exam.is_weighed:
+        parser.error(
+            "--lm_eval asks its own task in its own way: leave --style and --choice_by out, or name a --task_file"
+        )
+    return exam
+
+
+def by_harness(flags: argparse.Namespace, exam: Exam) -> str:
+    """The task of the harness that is asked in the place of the exam; empty: none."""
+    return exam.spec.harness if flags.lm_eval and not flags.task_file else ""
 
 
 def decoding_of(flags: argparse.Namespace) -> dict[str, Any]:

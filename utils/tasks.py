@@ -45,6 +45,8 @@ class TaskSpec:
     answer: str = ""
     group: str = ""
     shots: str = ""
+    harness: str = ""
+    """A task of EleutherAI's harness; empty: it has none that asks the same."""
     ngram: int = SHORTEST_NGRAM
     """Words in a row that a training row may not share with a question; 0: only whole questions count."""
     note: str = ""
