@@ -48,8 +48,8 @@ def between(found: Mapping[str, Any]) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """`< 0.001` where more digits say nothing."""
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """`< 0.001` where more digits say nothing; it does not break."""
+    return "–" if p is None else "<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def answers(findings: Mapping[str, Any]) -> list[dict[str, Any]]:
