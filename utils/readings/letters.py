@@ -21,6 +21,8 @@ COMES_TO = re.compile(r".*(?:=|→|即|也就是)")
 MADE = re.compile(
     r"(?:\b(?i:gives?|gets?|makes?|yields?|(?:them|together|letters|result|word)\s+is)\s|:|(?:得到|就是|(?:起来|拼接|连接|组合)[^，。]{0,4}?是))\s*[\"'“]?(?P<letters>[A-Za-z]{1,12})\W*$"
 )
+OTHER_SCRIPTS = "\u0250"
+"""From here on no letter is Latin; é and ž stand before it."""
 NO_LETTERS = {"unknown", "unclear", "none", "nothing", "undefined", "sorry", "impossible"}
 
 
@@ -29,7 +31,7 @@ def _joined(said: str) -> str | None:
     parts = BETWEEN.split(AROUND.sub("", said))
     is_joined = len(parts) == 1 or all(len(part) == 1 for part in parts)
     found = "".join(parts).lower()
-    return found if is_joined and found.isascii() and found.isalpha() and found not in NO_LETTERS else None
+    return found if is_joined and found.isalpha() and max(found) < OTHER_SCRIPTS and found not in NO_LETTERS else None
 
 
 def _announced(rest: str, choices: Sequence[str]) -> str | None:

@@ -140,6 +140,9 @@ def _bare(text: str, choices: Sequence[str]) -> str | None:
         stripped = stripped[leads_in.end() :]
     match = NUMBER.match(stripped)
     if match and (found := value(match)) is not None:
+        second = NUMBER.search(stripped, match.end())
+        if second and ANOTHER.match(stripped, match.end()) and UNITS.fullmatch(stripped, second.end()):
+            raise Undecided
         opens = OPENS.match(stripped, match.end()) and found != 1  # "1. First, …" is a list
         return written(found) if opens or UNITS.fullmatch(stripped, match.end()) else None
     words = numerals.find(stripped)
