@@ -1,0 +1,189 @@
+"""Do the tests notice when the code is wrong? Lines of utils, changed one at a time, and the tests that should fail.
+
+    python3 benchmarks/mutations.py                       # 40 lines, drawn by the seed
+    python3 benchmarks/mutations.py --count 10 --seed 7   # others
+    python3 benchmarks/mutations.py --only sieve          # those of modules whose name has this in it
+
+A line is drawn at random among all that compare, calculate, decide or hold a number, and changed as a slip would change
+it: < for <=, and for or, + for -, one more, not. It is caught when a test of its module fails: those of
+tests/test_<module>.py and of other test files that import the module, the shortest first; and where none of these does,
+those of the modules that import it. Works on a copy.
+
+Written to benchmarks/results/mutations.json; survivors are listed, and are to be looked at by a person: some change
+nothing that can be seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import environment
+
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+}  # fmt: skip
+LONGEST = 240
+"""Seconds for the tests of one change; what takes longer hangs, and is caught."""
+FILES, FURTHER = 6, 12
+"""Test files that are run for a module at most, and of those that import it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutation:
+    """One change."""
+
+    file: str
+    line: int
+    before: str
+    after: str
+
+
+def mutations(path: Path) -> Iterator[tuple[Mutation, str]]:
+    """All of a file, each with the file's text as it would be."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(text)):
+        changed = _changed(node)
+        if changed is None or not isinstance(node, ast.expr) or node.lineno != node.end_lineno:
+            continue
+        # Offsets are in bytes, and lines here have Chinese characters.
+        line = lines[node.lineno - 1].encode()
+        new = (line[: node.col_offset] + f"({ast.unparse(changed)})".encode() + line[node.end_col_offset :]).decode()
+        whole = "".join([*lines[: node.lineno - 1], new, *lines[node.lineno :]])
+        yield (
+            Mutation(
+                file=str(path.relative_to(environment.REPOSITORY)),
+                line=node.lineno,
+                before=lines[node.lineno - 1].strip(),
+                after=new.strip(),
+            ),
+            whole,
+        )
+
+
+def _changed(node: ast.AST) -> ast.expr | None:
+    """What a slip would make of an expression; None where none is made."""
+    match node:
+        case ast.Compare(left=left, ops=[operation], comparators=rest) if type(operation) in SWAPS:
+            return ast.Compare(left, [SWAPS[type(operation)]()], rest)  # type: ignore[list-item]
+        case ast.BoolOp(op=operation, values=values):
+            return ast.BoolOp(SWAPS[type(operation)](), values)  # type: ignore[arg-type]
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in SWAPS:
+            if isinstance(left, ast.Constant | ast.JoinedStr) and not isinstance(getattr(left, "value", 0), int):
+                return None  # texts
+            return ast.BinOp(left, SWAPS[type(operation)](), right)  # type: ignore[arg-type]
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return operand
+        case ast.Constant(value=bool(value)):
+            return ast.Constant(not value)
+        case ast.Constant(value=int(value)):
+            return ast.Constant(value + 1)
+    return None
+
+
+def tests_of(file: str) -> list[str]:
+    """The test files of a module: its own, then those that import it, the shortest first."""
+    parts = Path(file).with_suffix("").parts[1:]
+    names = {f"test_{'_'.join(parts)}.py", f"test_{parts[-1]}.py", f"test_{parts[0]}.py"}
+    files = sorted((environment.REPOSITORY / "tests").glob("test_*.py"), key=lambda path: path.stat().st_size)
+    own = [path.name for path in files if path.name in names]
+    others = [path.name for path in files if path.name not in own and imports(path, file)]
+    return [f"tests/{name}" for name in (own + others)[:FILES]]
+
+
+def further_tests_of(file: str) -> list[str]:
+    """The test files of the modules that import it, without its own."""
+    modules = [path for path in (environment.REPOSITORY / "utils").rglob("*.py") if imports(path, file)]
+    found = [test for path in modules for test in tests_of(str(path.relative_to(environment.REPOSITORY)))]
+    return [test for test in dict.fromkeys(found) if test not in tests_of(file)][:FURTHER]
+
+
+def imports(path: Path, file: str) -> bool:
+    """Whether a file imports a module of utils."""
+    parts = [part for part in Path(file).with_suffix("").parts if part != "__init__"]
+    whole, above, last = re.escape(".".join(parts)), re.escape(".".join(parts[:-1])), parts[-1]
+    pattern = rf"(?:import|from) {whole}\b|from {above} import (?:[^\n(]*|\([^)]*)\b{last}\b"
+    return re.search(pattern, path.read_text(encoding="utf-8")) is not None
+
+
+def caught(copy: Path, mutation: Mutation, text: str) -> tuple[bool, str]:
+    """Whether a test fails once the file has this text, and which."""
+    target = copy / mutation.file
+    before = target.read_text(encoding="utf-8")
+    target.write_text(text, encoding="utf-8")
+    try:
+        for tests in (tests_of(mutation.file), further_tests_of(mutation.file)):
+            if tests and (by := first_failure(copy, tests)):
+                return True, by
+    finally:
+        target.write_text(before, encoding="utf-8")
+    return False, ""
+
+
+def first_failure(copy: Path, tests: list[str]) -> str:
+    """The first test that fails; empty if none does."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    try:
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LONGEST, check=False)
+    except subprocess.TimeoutExpired:
+        return "it hung"
+    if done.returncode == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+    return failed[1] if failed else f"pytest ended with {done.returncode}"
+
+
+def drawn(count: int, seed: int, only: str) -> list[tuple[Mutation, str]]:
+    """Changes of different lines, drawn with equal chances from all."""
+    files = [path for path in sorted((environment.REPOSITORY / "utils").rglob("*.py")) if only in str(path)]
+    every = [each for path in files for each in mutations(path)]
+    random.Random(seed).shuffle(every)
+    found: dict[tuple[str, int], tuple[Mutation, str]] = {}
+    for mutation, text in every:
+        found.setdefault((mutation.file, mutation.line), (mutation, text))
+    return list(found.values())[:count]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Change lines of utils one at a time, and run their tests.")
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="modules whose path has this in it")
+    flags = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "repository"
+        ignored = shutil.ignore_patterns(".git", ".venv", "saved_*", "__pycache__", ".*_cache")
+        shutil.copytree(environment.REPOSITORY, copy, ignore=ignored)
+        for mutation, text in drawn(flags.count, flags.seed, flags.only):
+            started = time.perf_counter()
+            is_caught, by = caught(copy, mutation, text)
+            results.append(asdict(mutation) | {"caught": is_caught, "by": by})
+            seconds = time.perf_counter() - started
+            print(f"{'caught  ' if is_caught else 'SURVIVED'} {seconds:4.0f} s  {mutation.file}:{mutation.line}  {by}")
+            if not is_caught:
+                print(f"    - {mutation.before}\n    + {mutation.after}")
+            sys.stdout.flush()
+    share = sum(each["caught"] for each in results) / len(results)
+    figures = {"lines": len(results), "caught": sum(each["caught"] for each in results), "share": round(share, 3)}
+    command = f"python3 benchmarks/mutations.py --count {flags.count} --seed {flags.seed}"
+    environment.write("mutations", [command], {**figures, "mutations": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
