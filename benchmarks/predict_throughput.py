@@ -241,8 +241,11 @@ def alone(
 ) -> dict[str, Any]:
     """Rows spread over the file, one by one, against the same rows in batches."""
     chosen = [row * len(prompts) // rows for row in range(min(rows, len(prompts)))]
-    started = time.perf_counter()
-    same = sum(run([prompts[row]])[0] == together[row] for row in chosen)
+    started, same = time.perf_counter(), 0
+    for done, row in enumerate(chosen, start=1):
+        same += run([prompts[row]])[0] == together[row]
+        if done % 16 == 0:
+            print(f"alone: {same} of {done} rows the same, {time.perf_counter() - started:.0f} s", flush=True)
     return {"rows": len(chosen), "identical": same, "seconds": round(time.perf_counter() - started, 1)}
 
 
