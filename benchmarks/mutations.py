@@ -3,11 +3,14 @@
     python3 benchmarks/mutations.py                       # 40 lines, drawn by the seed
     python3 benchmarks/mutations.py --count 10 --seed 7   # others
     python3 benchmarks/mutations.py --only sieve          # those of modules whose name has this in it
+    python3 benchmarks/mutations.py --lines utils/sieve.py:41  # this one of those drawn, again: after mending
+    python3 benchmarks/mutations.py --coverage .coverage  # knows which tests ran a line; `make coverage` writes it
 
 A line is drawn at random among all that compare, calculate, decide or hold a number, and changed as a slip would change
-it: < for <=, and for or, + for -, one more, not. It is caught when a test of its module fails: those of
-tests/test_<module>.py and of other test files that import the module, the shortest first; and where none of these does,
-those of the modules that import it. Works on a copy.
+it: < for <=, and for or, + for -, one more, not. It is caught when a test fails with it that passes without it. Tried
+in turn until one does: the tests that ran the line, where a coverage file says so; those of its module, which are
+tests/test_<module>.py and other test files that import the module, the shortest first; those of the modules that import
+it. Works on a copy.
 
 Written to benchmarks/results/mutations.json; survivors are listed, and are to be looked at by a person: some change
 nothing that can be seen.
@@ -17,14 +20,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +41,10 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
 }  # fmt: skip
-LONGEST = 240
-"""Seconds for the tests of one change; what takes longer hangs, and is caught."""
-FILES, FURTHER = 6, 12
-"""Test files that are run for a module at most, and of those that import it."""
+LONGEST, WAITING = 240, 1800
+"""Seconds of processor time for the tests of one change, and of a clock; what takes longer hangs, and is caught."""
+FILES, FURTHER, RAN = 6, 12, 80
+"""Test files that are run for a module at most, and of those that import it; tests of those that ran a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,31 +125,66 @@ def imports(path: Path, file: str) -> bool:
     return re.search(pattern, path.read_text(encoding="utf-8")) is not None
 
 
-def caught(copy: Path, mutation: Mutation, text: str) -> tuple[bool, str]:
-    """Whether a test fails once the file has this text, and which."""
+def ran_by(path: Path | None) -> Callable[[Mutation], list[str]]:
+    """Which tests ran a line, by a coverage file with contexts: those of the module's own files first.
+
+    Empty for a line that runs at import, or in a program that a test starts: there no test is told from another.
+    """
+    if path is None:
+        return lambda mutation: []
+    import coverage
+
+    data = coverage.CoverageData(str(path))
+    data.read()
+    measured = {name[name.rindex("/utils/") + 1 :]: name for name in data.measured_files() if "/utils/" in name}
+
+    def found(mutation: Mutation) -> list[str]:
+        contexts = data.contexts_by_lineno(measured.get(mutation.file, "")).get(mutation.line, [])
+        tests = sorted({context.partition("|")[0] for context in contexts if context})
+        own = tests_of(mutation.file)
+        return sorted(tests, key=lambda test: test.partition("::")[0] not in own)[:RAN]
+
+    return found
+
+
+def caught(copy: Path, mutation: Mutation, text: str, tests: Iterable[list[str]]) -> tuple[bool, str]:
+    """Whether one of these lists of tests has one that fails once the file has this text, and which.
+
+    Each list starts one pytest. A test that fails with the file as it was catches nothing.
+    """
     target = copy / mutation.file
     before = target.read_text(encoding="utf-8")
-    target.write_text(text, encoding="utf-8")
-    try:
-        for tests in (tests_of(mutation.file), further_tests_of(mutation.file)):
-            if tests and (by := first_failure(copy, tests)):
-                return True, by
-    finally:
-        target.write_text(before, encoding="utf-8")
+    for each in filter(None, tests):
+        target.write_text(text, encoding="utf-8")
+        try:
+            by = first_failure(copy, each)
+        finally:
+            target.write_text(before, encoding="utf-8")
+        if by and (without := first_failure(copy, [by] if "::" in by else each)):
+            print(f"    {without} fails without a change too")
+        elif by:
+            return True, by
     return False, ""
 
 
 def first_failure(copy: Path, tests: list[str]) -> str:
-    """The first test that fails; empty if none does."""
+    """The first test that fails, or how the tests ended; empty if they passed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
     try:
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LONGEST, check=False)
+        done = subprocess.run(
+            command, cwd=copy, capture_output=True, text=True, timeout=WAITING, check=False, preexec_fn=_limited
+        )
     except subprocess.TimeoutExpired:
         return "it hung"
     if done.returncode == 0:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
     return failed[1] if failed else f"pytest ended with {done.returncode}"
+
+
+def _limited() -> None:
+    # Time of a clock says nothing of a change where other programs share the processor.
+    resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
 
 
 def drawn(count: int, seed: int, only: str) -> list[tuple[Mutation, str]]:
@@ -163,21 +203,31 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="modules whose path has this in it")
+    parser.add_argument("--lines", default="", help="file:line, with commas between: only these of the lines drawn")
+    parser.add_argument("--coverage", type=Path, help="a coverage file that names the tests of each line")
     flags = parser.parse_args()
+    tests_that_ran = ran_by(flags.coverage)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
         ignored = shutil.ignore_patterns(".git", ".venv", "saved_*", "__pycache__", ".*_cache")
         shutil.copytree(environment.REPOSITORY, copy, ignore=ignored)
         for mutation, text in drawn(flags.count, flags.seed, flags.only):
+            if flags.lines and f"{mutation.file}:{mutation.line}" not in flags.lines.split(","):
+                continue
             started = time.perf_counter()
-            is_caught, by = caught(copy, mutation, text)
+            tests = (tests_that_ran(mutation), tests_of(mutation.file), further_tests_of(mutation.file))
+            is_caught, by = caught(copy, mutation, text, tests)
             results.append(asdict(mutation) | {"caught": is_caught, "by": by})
             seconds = time.perf_counter() - started
             print(f"{'caught  ' if is_caught else 'SURVIVED'} {seconds:4.0f} s  {mutation.file}:{mutation.line}  {by}")
             if not is_caught:
                 print(f"    - {mutation.before}\n    + {mutation.after}")
             sys.stdout.flush()
+    if flags.lines:
+        again = {(each["file"], each["line"]): each for each in results}
+        earlier = json.loads((environment.RESULTS / "mutations.json").read_text())["results"]["mutations"]
+        results = [again.get((each["file"], each["line"])) or each for each in earlier]
     share = sum(each["caught"] for each in results) / len(results)
     figures = {"lines": len(results), "caught": sum(each["caught"] for each in results), "share": round(share, 3)}
     command = f"python3 benchmarks/mutations.py --count {flags.count} --seed {flags.seed}"

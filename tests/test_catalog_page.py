@@ -2,10 +2,13 @@ import math
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from matplotlib.patches import Circle as Patch
 
+from utils import plots
 from utils.catalog import DatasetSpec, read_catalog
 from utils.catalog_page import Circle, bubble, packed, page, pie, rows_by_language, shelves, spread
 
@@ -112,3 +115,20 @@ def test_a_picture_follows_the_catalogue(tmp_path: Path) -> None:
     bubble(CATALOG, tmp_path / "a.png")
     bubble(changed, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_every_circle_is_whole_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    bubble(CATALOG, tmp_path / "a.png")
+    drawn = [patch for axes in figures[0].axes for patch in axes.patches if isinstance(patch, Patch)]
+    assert len(drawn) >= len(SIZES)
+    for patch in drawn:
+        for low, high, middle in zip(*limits(patch.axes), patch.center, strict=True):
+            assert low <= middle - patch.radius < middle + patch.radius <= high
+
+
+def limits(axes: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The least, and the greatest, of both axes."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return (left, bottom), (right, top)

@@ -46,6 +46,19 @@ def test_every_row_can_be_shown(key: str) -> None:
     assert ("its file is here" in text) is collection.is_here(ROWS[key])
 
 
+def test_what_is_long_goes_on_in_the_column_where_it_began() -> None:
+    spec = replace(
+        ROWS["alpaca"], note=" ".join(["many words 很多"] * 40), raw=("https://a.example", "https://b.example")
+    )
+    lines = collection.show_lines("x", spec, [])
+    at = next(number for number, line in enumerate(lines) if line.startswith("  note "))
+    column = lines[at].index("many")
+    for line in lines[at + 1 : at + 4]:
+        assert len(line) - len(line.lstrip()) == column
+    first = next(number for number, line in enumerate(lines) if "https://a.example" in line)
+    assert lines[first + 1] == " " * lines[first].index("https") + "https://b.example"
+
+
 def test_a_long_row_is_shortened(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"instruction": "' + "你" * 9000 + '", "output": "b"}]', encoding="utf-8")

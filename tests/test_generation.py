@@ -141,6 +141,7 @@ def test_a_batch_has_no_more_positions_than_there_is_room_for() -> None:
         for batch in found:
             longest = max(lengths[row] for row in batch)
             assert len(batch) == 1 or len(batch) * (longest + 10) <= room
+    assert list(generation.batches(lengths, 32, settings, 100)) == [[3, 2], [1, 0]], "one that fits exactly is in"
 
 
 def test_no_prompts_no_answers(base: Any, tokenizer: Any) -> None:

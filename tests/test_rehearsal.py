@@ -172,3 +172,9 @@ def test_a_model_that_decides_by_its_numbers_is_refused_in_one_line() -> None:
         run.run(length=LENGTH, checkpointing=False)
     assert "\n" not in str(error.value)
     assert next(model.parameters()).is_meta
+
+
+def test_the_rows_of_a_pass_are_a_prime() -> None:
+    primes = rehearsal._PRIMES  # a product of two sizes is a multiple of a prime only where one of the two is
+    assert all(number % divisor for number in primes for divisor in range(2, number))
+    assert list(primes) == sorted(set(primes))

@@ -150,6 +150,7 @@ def test_a_chunk_is_bounded_whatever_the_vocabulary() -> None:
             assert of_frozen.rows >= target_loss.TILE_ROWS
             assert of_frozen.columns <= vocabulary
     assert chunk_rows(250_880, "cpu") < chunk_rows(32_000, "cpu")
+    assert chunk_rows(32_000, "cuda") > 4 * chunk_rows(32_000, "cpu"), "a GPU is not filled by what fits a CPU's cache"
 
 
 def test_padding_need_not_be_told_to_a_causal_model() -> None:
