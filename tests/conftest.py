@@ -160,3 +160,11 @@ def finished(llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     shape = ["--per_gpu_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--epochs", 2, "--val_set_size", 2]
     assert finetune(llama_base, data, folder / "run", *shape) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def opened(finished: Path) -> Any:
+    """The finished run, ready to answer (an `utils.assistant.Assistant`)."""
+    from utils.assistant import open_run
+
+    return open_run(finished)

@@ -1,6 +1,7 @@
 """The service on the loopback, with the real application and server, and a scheduler whose answers are written down.
 
-Knows: how to start and stop it, and what a scheduler is asked. Does not know models: a tiny run gives the prompts.
+Knows: how to start and stop it, and what a scheduler is asked. Does not know models: a tiny run gives the prompts. A
+module that takes the fixtures says with one of its own, `options`, how its service is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import uvicorn
 
 from utils.generation import Answer
@@ -20,6 +22,8 @@ from utils.scheduling import Closed, Full, Piece
 from utils.service import application
 
 PIECES = ("你好, ", "world ", "🌏")
+TEXT = "".join(PIECES)
+KEY = "sk-0123456789abcdef"
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
@@ -140,3 +144,25 @@ def serving(opened: Any, scheduler: Any, **options: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(opened: Any, options: Mapping[str, Any]) -> Iterator[tuple[Scripted, str]]:
+    """(what the service asks, its address)."""
+    scheduler = Scripted()
+    with serving(opened, scheduler, **options) as address:
+        yield scheduler, address
+
+
+@pytest.fixture
+def scheduler(served: tuple[Scripted, str]) -> Scripted:
+    """What the service asks, as new."""
+    until(lambda: served[0].running == 0, "the end of the test before")
+    served[0].__init__()
+    return served[0]
+
+
+@pytest.fixture
+def url(served: tuple[Scripted, str], scheduler: Scripted) -> str:
+    """The service's address."""
+    return served[1]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
 
 import httpx2
 import pytest
 from service_server import PIECES, Scripted, serving, until
 
-from utils.assistant import Assistant, open_run
+from utils.assistant import Assistant
 from utils.clients import Clients, TooMany, address_of
 from utils.page.answering import Answering, Question, Reply, Visitor
 from utils.page.texts import Trouble, say
@@ -38,11 +37,6 @@ def test_as_many_as_are_allowed_and_those_that_failed_do_not_count() -> None:
 def test_a_request_without_an_address_has_a_name_too() -> None:
     assert address_of(SimpleNamespace(client=SimpleNamespace(host="::1"))) == "::1"
     assert address_of(SimpleNamespace(client=None)) == "a client without an address"
-
-
-@pytest.fixture(scope="module")
-def opened(finished: Any) -> Assistant:
-    return open_run(finished)
 
 
 def test_the_page_s_answers_and_the_api_s_are_counted_together(opened: Assistant) -> None:

@@ -1,5 +1,4 @@
-"""Faulty data: each fault is a clear error, or with `--bad_rows drop` a row that is counted; the other rows are the same
-as without it. Nothing is changed in silence."""
+"""Faults of rows and of files, in every format: each is a clear error, or a row that is dropped."""
 
 from __future__ import annotations
 
@@ -11,70 +10,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import faulty_files
 import pytest
-from conftest import RECORDS, finetune
+from conftest import RECORDS
+from faulty_files import GOOD, HINT, broken_either_way, build, ids, is_bad, row, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import dataset, formats, hygiene, questions, records, store
+from utils import formats, records
 from utils.catalog import parse_mixture
 from utils.formats import BadRow, faults, opening
-from utils.templates import TEMPLATES
 
-HINT = ". Mend it, or drop and count such rows with --bad_rows drop"
-GOOD = [json.dumps(record, ensure_ascii=False).encode() for record in RECORDS[:3]]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALPACA_COT_CACHE", str(tmp_path / "cache"))
-
-
-def build(*expressions: object, tokenizer: Any, **options: Any) -> dataset.TrainingData:
-    settings = {"cutoff_len": 512, "truncation": "drop", "val_set_size": 0, "seed": 0, "workers": 1, **options}
-    return dataset.build(parse_mixture(map(str, expressions)), TEMPLATES["alpaca"], tokenizer, **settings)
-
-
-def ids(data: dataset.TrainingData) -> list[list[int]]:
-    return [row.input_ids for row in data.train]
-
-
-def written(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-def is_bad(path: Path, place: str, reason: str, message: str, tokenizer: Any) -> None:
-    """The row at `place` is an error, or dropped under `reason`; `GOOD`, the other rows, are as in a file of their own."""
-    said = f"{path} {place}: {message}"
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        build(path, tokenizer=tokenizer)
-    assert str(caught.value).endswith(HINT)
-    alone = build(written(path.with_name("good.jsonl"), b"\n".join(GOOD)), tokenizer=tokenizer)
-    data = build(path, tokenizer=tokenizer, bad_rows="drop")
-    assert ids(data) == ids(alone)
-    account = data.ledger.total
-    assert (account.read, account.trained, dict(account.dropped)) == (
-        len(GOOD) + 1,
-        len(GOOD),
-        {f"bad row: {reason}": 1},
-    )
-    (note,) = data.ledger.notes
-    assert note.startswith(f"bad row: {said}")
-
-
-def broken_either_way(path: Path, message: str, tokenizer: Any) -> None:
-    """A fault of the file: the rows behind it cannot be told, so no policy goes on."""
-    for policy in ("error", "drop"):
-        with pytest.raises(ValueError, match=re.escape(message)) as caught:
-            build(path, tokenizer=tokenizer, bad_rows=policy)
-        assert str(path) in str(caught.value)
-        assert "--bad_rows" not in str(caught.value)
-
-
-def row(value: str) -> bytes:
-    return f'{{"instruction": "a", "output": {value}}}'.encode()
-
+own_cache = faulty_files.own_cache
 
 # The line, the reason it is counted under, and the message.
 LINES: dict[str, tuple[bytes, str, str]] = {
@@ -222,13 +169,6 @@ def test_windows_line_ends_of_a_table_and_inside_a_field(tmp_path: Path) -> None
             assert [value for _, value in formats.read(written(tmp_path / "a.csv", mark + table))] == rows
 
 
-def test_empty_answers_are_a_counted_drop_in_both_policies(tokenizer: Any, tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", b"\n".join([*GOOD, row('""'), row('" \\u3000"')]))
-    for policy in ("error", "drop"):
-        data = build(path, tokenizer=tokenizer, bad_rows=policy)
-        assert dict(data.ledger.total.dropped) == {hygiene.CHECKS["empty_answer"].what: 2}
-
-
 def test_a_row_of_100_megabytes(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
@@ -265,14 +205,6 @@ def test_a_long_row_of_any_format(length: int, tokenizer: Any, tmp_path: Path, m
     broken_either_way(
         path, "row 2: broken table (field larger than field limit (120)); look for a quote that", tokenizer
     )
-
-
-def test_what_is_long_but_can_be_read_is_only_noticed(tokenizer: Any, tmp_path: Path) -> None:
-    long = row(f'"{"x" * (hygiene.MAX_CHARACTERS + 1)}"')
-    data = build(written(tmp_path / "a.jsonl", b"\n".join([*GOOD, long])), tokenizer=tokenizer, cutoff_len=100_000)
-    assert not data.ledger.total.dropped
-    assert data.ledger.total.reported[hygiene.CHECKS["over_long"].what] == 1
-    assert faults.LONGEST_ROW > hygiene.MAX_CHARACTERS
 
 
 def test_a_zip_bomb(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,85 +266,6 @@ def test_one_bad_line_among_a_million(tokenizer: Any, tmp_path: Path) -> None:
     assert sum(isinstance(value, BadRow) for _, value in formats.decoded(formats.scan(short), short)) == 1
 
 
-def many(bad: int, good: int = 12) -> bytes:
-    """Lines of which every third is bad, in turn for one reason or another, until there are `bad`."""
-    lines = [row(f'"answer {i}"').replace(b'"a"', b'"question %d"' % i) for i in range(good)]
-    for i in range(bad):
-        lines.insert(3 * i, (b'{"cut', row("5"))[i % 2])
-    return b"\n".join(lines)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_ledger_counts_all_and_names_three_of_each_reason(
-    workers: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = written(tmp_path / "a.jsonl", many(10, good=20))
-    monkeypatch.setattr(store, "CHUNK_ROWS", 4)
-    with pytest.raises(ValueError, match=r"a.jsonl line 1: broken JSON .*--bad_rows drop"):
-        build(path, tokenizer=tokenizer, workers=workers)
-    data = build(path, tokenizer=tokenizer, workers=workers, bad_rows="drop")
-    account = data.ledger.total
-    assert account.dropped == {"bad row: broken JSON": 5, "bad row: not text": 5}
-    assert (account.read, account.trained) == (30, 20)
-    assert len(ids(data)) == 20
-    assert [re.findall(r"line \d+: \S+", note)[0] for note in data.ledger.notes] == [
-        "line 1: broken", "line 7: broken", "line 13: broken", "line 4: 'output'", "line 10: 'output'", "line 16: 'output'",
-    ]  # fmt: skip
-    assert f"dropped 5 of {path}: bad row: not text" in data.ledger.lines()
-    again = build(path, tokenizer=tokenizer, bad_rows="drop")
-    assert (again.ledger.lines(), ids(again)) == (data.ledger.lines(), ids(data)), "out of the cache"
-    twin = written(tmp_path / "twin.jsonl", path.read_bytes())
-    assert build(twin, tokenizer=tokenizer, bad_rows="drop").ledger.notes[0].startswith(f"bad row: {twin} line 1: ")
-
-
-def test_a_draw_counts_bad_rows_as_rows(tokenizer: Any, tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", many(4))
-    seen = set()
-    for seed in range(8):
-        data = build(f"{path}:8", tokenizer=tokenizer, seed=seed, bad_rows="drop")
-        account = data.ledger.total
-        assert (account.read, account.left_out) == (16, 8)
-        assert account.trained + account.dropped.total() == 8
-        seen.add(account.dropped.total())
-        (part,) = parse_mixture([f"{path}:8"])
-        bad = [each for each in records.outcomes_chosen(part, seed) if isinstance(each, BadRow)]
-        assert len(bad) == account.dropped.total()
-    assert len(seen) > 1
-
-
-def test_near_repeats_are_found_beside_bad_rows(tokenizer: Any, tmp_path: Path) -> None:
-    words = [f"word{i}" for i in range(60)]
-    near = [
-        json.dumps({"instruction": " ".join([*words[:30], end, *words[31:]]), "output": "ok"}).encode()
-        for end in ("a", "b")
-    ]
-    path = written(tmp_path / "a.jsonl", b"\n".join([b"{", near[0], row("5"), *GOOD, near[1], b"{"]))
-    options: dict[str, Any] = {"bad_rows": "drop", "drop": hygiene.resolve(["near_duplicate"])}
-    data = build(path, tokenizer=tokenizer, **options)
-    assert data.ledger.total.dropped == {
-        "bad row: broken JSON": 2, "bad row: not text": 1, hygiene.CHECKS["near_duplicate"].what: 1,
-    }  # fmt: skip
-    assert len(data.train) == 4
-
-
-def test_where_every_row_is_bad_it_is_said_why(tokenizer: Any, tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", b"\xff\n" + row("5") + b"\n" + row("6"))
-    message = (
-        "all 3 rows were dropped (1: bad row: not UTF-8; 2: bad row: not text): mend them; without --bad_rows drop, "
-        "the first is named with its place"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        build(path, tokenizer=tokenizer, bad_rows="drop")
-
-
-def test_bad_rows_of_one_part_leave_the_others_alone(tokenizer: Any, tmp_path: Path) -> None:
-    good = written(tmp_path / "good.jsonl", b"\n".join(GOOD))
-    bad = written(tmp_path / "bad.jsonl", many(1, good=2))
-    data = build(good, f"{bad}*2", tokenizer=tokenizer, bad_rows="drop")
-    assert [account.trained for account in data.ledger.sources.values()] == [3, 4]
-    assert [account.dropped.total() for account in data.ledger.sources.values()] == [0, 1]
-
-
 def test_a_message_quotes_little_and_can_be_shown_on_any_terminal() -> None:
     bad = BadRow("a.json row 1", "no known shape", f"its keys are \x1b[2J\n{'k' * 10_000}\ud800; a record has one")
     assert str(bad).startswith(r"a.json row 1: its keys are \x1b[2J\nkkk")
@@ -439,31 +292,3 @@ def test_whatever_bytes_a_line_holds_the_others_are_read(
     else:
         expected = {"input": ""} | json.loads(noisy.decode().strip())
         assert middle.record == {key: expected[key] for key in ("instruction", "input", "output")}
-
-
-def test_the_script_refuses_or_counts(llama_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path / "a.jsonl", b"\n".join([*GOOD, b"\xff\xfe", row("NaN"), row('"\\udc80"')]))
-    assert finetune(llama_base, path, tmp_path / "run", "--dry_run", "--val_set_size", 0) == 1
-    said = capsys.readouterr().err
-    assert said.endswith(
-        f"error: {path} line 4: not UTF-8 (byte 0 of the line is 0xff); save the file as UTF-8{HINT}\n"
-    )
-    dropped = ["--dry_run", "--val_set_size", 0, "--bad_rows", "drop"]
-    for _ in range(2):
-        assert finetune(llama_base, path, tmp_path / "run", *dropped) == 0
-        shown = capsys.readouterr().out
-        for reason in ("not UTF-8", "NaN or Infinity", "half a character"):
-            assert f"dropped 1 of {path}: bad row: {reason}" in shown
-        assert f"bad row: {path} line 5: broken JSON (NaN is not JSON); write null, or a number as text" in shown
-    with pytest.raises(SystemExit):
-        finetune(llama_base, path, tmp_path / "run", "--bad_rows", "skip")
-    assert "invalid choice: 'skip'" in capsys.readouterr().err
-
-
-def test_questions_to_answer_are_never_dropped(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", b'{"instruction": "a"}\n{"instruction": 5}')
-    with pytest.raises(BadRow, match="line 2: 'instruction' must be text, found a number$"):
-        questions.given(None, "", path)
-    (part,) = parse_mixture([str(path)])
-    with pytest.raises(BadRow, match="line 1: 'output' is missing"):
-        list(records.read_chosen(part, seed=0))

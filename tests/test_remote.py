@@ -1,88 +1,27 @@
-"""A server with faults, and below a real one."""
+"""Answers from a server that has faults: whose a failure is, and what comes of the others."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import httpx
+import asker
 import pytest
+from asker import ENDS, GREEDY, KEY, Asker, error, expected, raises
 from conftest import RECORDS
 from openai_server import Fault, ModelServer, serving
 
-import merge
-from utils import cli, generation
-from utils.encode import encode_prompt
-from utils.generation import Answer
+from utils import cli
 from utils.remote import Remote, ServerFailure
-from utils.stopping import Ends
-from utils.templates import TEMPLATES
 from utils.tokens import PROBE
 
-ENDS = Ends(ids=[2])
-GREEDY = cli.greedy_settings(16)
-KEY = "sk-secret-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def no_key_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def prompts(tokenizer: Any) -> list[list[int]]:
-    return [encode_prompt(record, TEMPLATES["alpaca"], tokenizer) for record in RECORDS]
-
-
-@pytest.fixture
-def server(tokenizer: Any) -> Iterator[ModelServer]:
-    with serving(ModelServer(tokenizer=tokenizer)) as running:
-        yield running
-
-
-class Asker:
-    """A `Remote` that does not sleep, and its waits."""
-
-    def __init__(self, server: ModelServer, **options: Any) -> None:
-        self.waits: list[float] = []
-        options = {"base_url": server.url, "max_retries": 3, **options}
-        self.remote = Remote(sleep=self._sleep, **options)
-        self._tokenizer = server.tokenizer
-
-    async def _sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-
-    def __call__(self, prompts: list[list[int]], settings: Any = GREEDY, **options: Any) -> list[Any]:
-        return self.remote.answers(prompts, settings, **{"tokenizer": self._tokenizer, "ends": ENDS, **options})
-
-
-def expected(server: ModelServer, prompts: list[list[int]]) -> list[Answer]:
-    texts = [server.tokenizer.decode(ids[-server.answer :]) for ids in prompts]
-    return [
-        Answer(text=text, finish_reason="stop", prompt_tokens=len(ids), new_tokens=server.answer + 1)
-        for ids, text in zip(prompts, texts, strict=True)
-    ]
-
-
-def error(status: int, message: str, **headers: str) -> Fault:
-    return Fault(status=status, body=json.dumps({"error": {"message": message}}), headers=headers)
-
-
-def raises(kind: type[Exception], message: str) -> Any:
-    return pytest.raises(kind, match=f"^{re.escape(message)}$")
+no_key_and_no_proxy, prompts, server = asker.no_key_and_no_proxy, asker.prompts, asker.server
 
 
 def test_answers_come_in_order_to_the_ids_that_were_given(server: ModelServer, prompts: list[list[int]]) -> None:
@@ -155,47 +94,6 @@ def test_never_more_requests_than_allowed_and_not_fewer(server: ModelServer, pro
     assert server.most == 3
 
 
-def test_500_twice_then_an_answer(server: ModelServer, prompts: list[list[int]]) -> None:
-    server.faults = [error(500, "boom"), error(500, "boom")]
-    ask = Asker(server, concurrency=1)
-    assert ask(prompts[:1]) == expected(server, prompts[:1])
-    first, second = ask.waits
-    assert 0.5 <= first <= 1 <= second <= 2, "longer each time, and never the same"
-
-
-def test_a_server_is_given_the_time_that_it_asks_for(server: ModelServer, prompts: list[list[int]]) -> None:
-    date = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
-    server.faults = [
-        error(429, "slow down", **{"Retry-After": "7"}),
-        error(503, "loading", **{"Retry-After": date}),
-        error(429, "slow down", **{"Retry-After": "soon"}),
-    ]
-    ask = Asker(server, concurrency=1)
-    assert ask(prompts[:1]) == expected(server, prompts[:1])
-    assert ask.waits[0] == 7
-    assert 7 < ask.waits[1] <= 50
-    assert 2 <= ask.waits[2] <= 4
-
-
-def test_a_server_that_asks_for_too_much_time_is_reported(server: ModelServer, prompts: list[list[int]]) -> None:
-    server.faults = [error(429, "quota exceeded", **{"Retry-After": "3600"})]
-    ask = Asker(server, concurrency=1)
-    message = (
-        f"{server.url} answers nobody any more (HTTP 429: quota exceeded; it wants us to wait 3600 seconds): look into "
-        "its log, and run the same command again when it is back"
-    )
-    with raises(ConnectionError, message):
-        ask(prompts)
-    assert ask.waits == []
-
-
-def test_a_broken_connection_is_tried_again(server: ModelServer, prompts: list[list[int]]) -> None:
-    server.faults = [Fault(cut=True), Fault(body='{"choices": [{"text": "half of', cut=True), Fault(body="<html>")]
-    ask = Asker(server, concurrency=1)
-    assert ask(prompts[:2]) == expected(server, prompts[:2])
-    assert len(ask.waits) == 3
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -214,15 +112,6 @@ def test_a_row_that_gets_no_answer_does_not_end_the_others(
     assert re.fullmatch(message, failure.message)
     assert failure.retry
     assert answers == expected(server, prompts[:3])[1:]
-
-
-def test_an_answer_that_takes_too_long_is_none(server: ModelServer, prompts: list[list[int]]) -> None:
-    ask, ended = Asker(server, max_retries=1), threading.Event()
-    ask(prompts[:1])
-    server.before_answer = lambda: ended.wait(60)
-    ask.remote._api.timeout = 0.05  # for what is answered at once, a busy machine may need more
-    assert ask(prompts[:1]) == [ServerFailure(message="no answer within 0.05 seconds, 2 times", retry=True)]
-    ended.set()
 
 
 def test_a_row_that_is_refused_is_not_asked_again(server: ModelServer, prompts: list[list[int]]) -> None:
@@ -272,15 +161,6 @@ def test_a_wrong_key_ends_all_and_is_not_shown(server: ModelServer, prompts: lis
     assert KEY not in repr(ask.remote) + str(vars(ask.remote)["_api"])
 
 
-def test_the_key_comes_from_where_it_is_given_or_from_the_environment(
-    server: ModelServer, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.key = KEY
-    assert Asker(server, api_key=KEY)(prompts[:1]) == expected(server, prompts[:1])
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert Asker(server)(prompts[:1]) == expected(server, prompts[:1])
-
-
 def test_a_key_that_stops_being_accepted_ends_all(server: ModelServer, prompts: list[list[int]]) -> None:
     server.faults = [error(403, "expired")]
     with pytest.raises(PermissionError, match="wants a key .HTTP 403: expired"):
@@ -324,20 +204,6 @@ def test_an_address_that_has_moved_is_not_followed(server: ModelServer, prompts:
     )
     with raises(ValueError, message):
         Asker(server)(prompts)
-
-
-def test_where_nothing_listens_there_is_one_attempt(server: ModelServer, prompts: list[list[int]]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        base = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        ask = Asker(server, base_url=base)
-        message = (
-            f"nothing answers at {base} (All connection attempts failed): start the server, wait until it has loaded the "
-            "model, or correct --api_base"
-        )
-    with raises(ConnectionError, message):
-        ask(prompts)
-    assert ask.waits == []
 
 
 def test_a_server_that_is_gone_later_ends_all_after_some_attempts(tokenizer: Any, prompts: list[list[int]]) -> None:
@@ -399,118 +265,3 @@ def test_a_reader_of_progress_that_fails_ends_all(server: ModelServer, prompts: 
 
     with pytest.raises(OSError, match="No space left"):
         Asker(server)(prompts, on_done=full)
-
-
-def test_a_proxy_is_not_asked_for_this_machine_s_own_ports(
-    server: ModelServer, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    assert Asker(server)(prompts[:1]) == expected(server, prompts[:1])
-    local = server.url.replace("127.0.0.1", "localhost")
-    assert Asker(server, base_url=local)(prompts[:1]) == expected(server, prompts[:1])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"base_url": "127.0.0.1:8000/v1"}, "--api_base '127.0.0.1:8000/v1' is not an address such as http://127.0.0.1:8000/v1"),
-        ({"base_url": ""}, "--api_base '' is not an address such as http://127.0.0.1:8000/v1"),
-        ({"base_url": "http://a:b/v1"}, "--api_base 'http://a:b/v1': Port could not be cast to integer value as 'b'"),
-        ({"base_url": "http://me:pw@a/v1"}, "--api_base holds a user or a password: put the key into a file and give it as --api_key_file"),
-        ({"base_url": "http://a/v1/completions/"}, "--api_base 'http://a/v1/completions/': leave out /completions, which is added where it belongs"),
-        ({"base_url": "http://a/v1/chat/completions"}, "--api_base 'http://a/v1/chat/completions': leave out /chat/completions, which is added where it belongs"),
-        ({"api_key": ""}, "--api_key_file is empty: write the key into it, or leave the flag out"),
-        ({"api_key": f"{KEY}\nmore"}, "the API's key (--api_key_file, or OPENAI_API_KEY) must be one word of plain characters"),
-        ({"api_key": "钥匙"}, "the API's key (--api_key_file, or OPENAI_API_KEY) must be one word of plain characters"),
-    ],
-)  # fmt: skip
-def test_addresses_and_keys_that_cannot_be_any(options: dict[str, Any], message: str) -> None:
-    with raises(ValueError, message):
-        Remote(**{"base_url": "http://127.0.0.1:9/v1", **options})
-    assert KEY not in message
-
-
-@pytest.fixture(scope="module")
-def merged(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished run as one checkpoint, by our script."""
-    folder = tmp_path_factory.mktemp("merged") / "模型"
-    assert merge.main(["--lora_dir", str(finished), "--merged_dir", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def transformers_serve(merged: Path) -> Iterator[str]:
-    """The address of `transformers serve`, which serves the merged run."""
-    for name in ("fastapi", "uvicorn", "openai", "pydantic"):
-        pytest.importorskip(name, reason="of transformers[serving], which requirements-dev.txt installs")
-    command = [Path(sys.executable).with_name("transformers"), "serve", merged, "--host", "127.0.0.1", "--port", "0"]
-    log = ""
-    with subprocess.Popen(
-        [*map(str, command), "--device", "cpu", "--dtype", "float32"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    ) as process:
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                log += line
-                if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                    threading.Thread(target=process.stdout.read, daemon=True).start()  # or it would block on its log
-                    yield f"{found[1]}/v1"
-                    return
-            raise AssertionError(f"transformers serve did not start:\n{log}")
-        finally:
-            process.terminate()
-
-
-def test_a_real_server_answers_as_we_do(transformers_serve: str, merged: Path, tokenizer: Any) -> None:
-    from transformers import AutoModelForCausalLM
-
-    records = [record for record in RECORDS if "</s>" not in record["instruction"]]
-    assert any("🌏" in record["input"] for record in records)
-    prompts = [encode_prompt(record, TEMPLATES["alpaca"], tokenizer) for record in records]
-    model = AutoModelForCausalLM.from_pretrained(merged)
-    assert str(model.dtype) == "torch.float32"
-    here = generation.generate(model.eval(), tokenizer, prompts, ends=ENDS, settings=GREEDY)
-    remote = Remote(base_url=transformers_serve, model=str(merged), prompt_form="text", concurrency=4)
-    assert remote.answers(prompts, GREEDY, tokenizer=tokenizer, ends=ENDS) == here
-    assert len({answer.text for answer in here}) > 1
-    # What ends an answer of ours ends one of theirs.
-    mark = next(answer.text for answer in here if len(answer.text) > 4)[2:4]
-    ends = Ends(ids=[2], texts=[mark])
-    cut = generation.generate(model, tokenizer, prompts, ends=ends, settings=GREEDY)
-    found = remote.answers(prompts, GREEDY, tokenizer=tokenizer, ends=ends)
-    assert found == cut
-    assert any(len(one.text) < len(other.text) for one, other in zip(cut, here, strict=True))
-
-
-def test_a_real_server_s_chat_is_asked_in_the_trained_prompt(
-    transformers_serve: str, merged: Path, tokenizer: Any
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    first = [{"role": "user", "content": "把这句话翻译成英文。你好，世界 🌏"}]
-    later = [*first, {"role": "assistant", "content": "Hello. 蓝色"}, {"role": "user", "content": " Why? "}]
-    chats = [first, later, [{"role": "system", "content": "Be brief."}, *later]]
-    records = [{"instruction": first[0]["content"], "input": ""}, *({"conversation": chat} for chat in chats[1:])]
-    prompts = [encode_prompt(record, TEMPLATES["alpaca"], tokenizer) for record in records]
-    model: Any = AutoModelForCausalLM.from_pretrained(merged).eval()
-    here = generation.generate(model, tokenizer, prompts, ends=ENDS, settings=GREEDY)
-    for messages, answer in zip(chats, here, strict=True):
-        asked = {"model": str(merged), "messages": messages, "max_tokens": 16, "temperature": 0}
-        found = httpx.post(f"{transformers_serve}/chat/completions", json=asked, timeout=60).json()
-        assert found["choices"][0]["message"]["content"] == answer.text
-        assert found["usage"]["prompt_tokens"] == answer.prompt_tokens
-
-
-def test_a_real_server_that_takes_text_only_says_so(transformers_serve: str, merged: Path, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="HTTP 422: Unexpected fields in the request: .*--api_prompt text$"):
-        Remote(base_url=transformers_serve, model=str(merged)).answers([[1, 5]], GREEDY, tokenizer=tokenizer, ends=ENDS)
-    with pytest.raises(ValueError, match="refuses such requests .HTTP 400: Server is pinned to .*; requested 'other'"):
-        Remote(base_url=transformers_serve, model="other", prompt_form="text").answers(
-            [[1, 5]], GREEDY, tokenizer=tokenizer, ends=ENDS
-        )

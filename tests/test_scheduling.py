@@ -6,25 +6,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RECORDS
 
 from utils import cli, generation
-from utils.assistant import BASE, Assistant, open_run
+from utils.assistant import BASE, Assistant
 from utils.scheduling import Closed, Full, Scheduler, Ticket, TimedOut
 
 GREEDY = cli.greedy_settings(16)
 SAMPLED = {**GREEDY, "do_sample": True, "temperature": 2.0, "top_p": 1.0, "top_k": 0}
 QUESTIONS = [{"instruction": record["instruction"], "input": record["input"]} for record in RECORDS]
 LONG = cli.greedy_settings(400)
-
-
-@pytest.fixture(scope="module")
-def opened(finished: Path) -> Assistant:
-    return open_run(finished)
 
 
 @pytest.fixture(scope="module")

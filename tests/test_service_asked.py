@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from utils.assistant import BASE, Assistant, open_run
+from utils.assistant import BASE, Assistant
 from utils.service.asked import Reader
 from utils.service.limits import Limits
 from utils.service.problems import Problem
 from utils.service.schema import ChatRequest, TextRequest
 from utils.templates import TEMPLATES
-
-
-@pytest.fixture(scope="module")
-def opened(finished: Path) -> Assistant:
-    return open_run(finished)
 
 
 def changed(opened: Assistant, **changes: Any) -> Assistant:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from conftest import RECORDS
 from service_server import serving, until
 
 from utils import cli, completions
-from utils.assistant import BASE, Assistant, open_run
+from utils.assistant import BASE, Assistant
 from utils.remote import Remote
 from utils.sampling import row_seeds
 from utils.scheduling import Scheduler
@@ -24,11 +23,6 @@ from utils.stopping import decoded
 
 QUESTIONS = [record["instruction"] for record in RECORDS]
 SAMPLED = {**cli.greedy_settings(12), "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
-
-
-@pytest.fixture(scope="module")
-def opened(finished: Path) -> Assistant:
-    return open_run(finished)
 
 
 @pytest.fixture(scope="module")

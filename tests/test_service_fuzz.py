@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +17,14 @@ from schemathesis.specs.openapi.checks import (
 )
 from service_server import Scripted, serving, until
 
-from utils.assistant import open_run
+from utils.assistant import Assistant
 
 SCHEDULER = Scripted()
 
 
 @pytest.fixture(scope="module")
-def url(finished: Path) -> Iterator[str]:
-    with serving(open_run(finished), SCHEDULER) as address:
+def url(opened: Assistant) -> Iterator[str]:
+    with serving(opened, SCHEDULER) as address:
         yield address
 
 

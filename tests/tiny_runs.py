@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils import loading, runinfo
+from utils import identity, loading
+from utils.identity import Identified
 from utils.merging import Origin
 from utils.models import get_model
-from utils.templates import fingerprint, get_template
+from utils.templates import get_template
 
 METHODS = ("lora", "rslora", "dora", "adalora", "ia3")
 PROMPT_METHODS = ("prompt", "p_tuning", "prefix")
@@ -67,20 +69,23 @@ def make_origin(
     model.save_pretrained(folder, save_embedding_layers=False)
     tokenizer, template = chosen.tokenizer(), get_template("alpaca")
     tokenizer.save_pretrained(folder)
-    run = runinfo.RunInfo(
-        settings={"model_type": family, "model_name_or_path": str(base), "data": ["数据"], "template": "alpaca"},
-        base_fingerprint="",
-        template_hash=fingerprint(template),
+    found = Identified(
+        directory=folder,
+        place=str(folder),
+        run=None,
+        model_type=family,
+        method=method,
+        description="",
         stop_token_ids=[2, 5],
-        sources=[{"name": "数据", "rows": 8, "license": "CC0-1.0", "sha256": "0" * 64}],
-        ledger={},
-        world_size=1,
-        metrics={},
-        trained_tokens=0,
-        verified={},
-        versions={},
-        commit=None,
-        started="2026-01-01T00:00:00+00:00",
-        seconds=0.0,
+        base=chosen,
+        tokenizer=tokenizer,
+        template=template,
     )
-    return Origin(directory=folder, run=run, base=chosen, tokenizer=tokenizer, template=template)
+    run = identity.as_run(found)
+    trained = {
+        "settings": {**run.settings, "data": ["数据"]},
+        "sources": [{"name": "数据", "rows": 8, "license": "CC0-1.0", "sha256": "0" * 64}],
+        "started": "2026-01-01T00:00:00+00:00",
+        "kept": "",
+    }
+    return Origin(directory=folder, run=replace(run, **trained), base=chosen, tokenizer=tokenizer, template=template)
