@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from utils import runinfo
+from utils import VERSION, runinfo
 from utils.ledger import Account, Ledger
 from utils.runinfo import RunInfo
 
@@ -116,7 +116,9 @@ def test_a_run_that_was_stopped_early_is_a_run_too(trace: str, tmp_path: Path) -
 
 
 def test_versions_and_commit(tmp_path: Path) -> None:
-    assert {"torch", "transformers", "peft"} <= runinfo.versions().keys()
+    versions = runinfo.versions()
+    assert {"torch", "transformers", "peft"} <= versions.keys()
+    assert versions["alpaca-cot"] == VERSION
     assert runinfo.commit(tmp_path) is None
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TextIO
 
+from utils import VERSION
 from utils.models import MODELS
 from utils.templates import TEMPLATES
 
@@ -34,6 +35,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **settings,
         )
+        self.add_argument("--version", action="version", version=f"Alpaca-CoT {VERSION}")
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, having said `explained(message)`."""

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from utils import VERSION
+
 NAME = "run.json"
 MERGED = "merge.json"
 """Beside it where the run was merged into its base (`utils.merging`)."""
@@ -172,8 +174,8 @@ def clear(directory: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each library that shapes a result."""
-    found = {}
+    """Our own version, and the installed one of each library that shapes a result."""
+    found = {"alpaca-cot": VERSION}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
