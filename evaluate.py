@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import catalog, cli, exam_flags, held_out, outputs, records
@@ -76,13 +77,16 @@ def named(flags: argparse.Namespace) -> str:
 
 def on_task(flags: argparse.Namespace, exam: Exam) -> int:
     """Rows of a task, answered by predict's engine."""
-    from utils import distributed, evaluation, examination, loading
+    from utils import distributed, evaluation, examination, exposure, loading
 
     loading.quiet_libraries()
     distributed.start()
     settings, about = exam_flags.decoding_of(flags), exam_flags.about(flags)
     directories = {"base": flags.result_dir / "base"} if flags.compare_base else {}
     directories[named(flags)] = flags.result_dir
+    place = Path(flags.lora_dir or flags.model_name_or_path)
+    trained_on = exposure.exposure(place, flags.task, exam, own_file=not flags.task_file)
+    about["rows_trained_on"] = trained_on.rows
     lines = []
     for who, directory in directories.items():
         lines += examination.examine(
@@ -95,6 +99,7 @@ def on_task(flags: argparse.Namespace, exam: Exam) -> int:
             retry_failed=flags.retry_failed,
         )
     if distributed.is_main():
+        lines += trained_on.lines(flags.task)
         lines += [f"{exam.left_out:,} rows without a reference were left out"] if exam.left_out else []
         print("\n".join([*evaluation.shown(directories, flags.show, exam.spec.kind), *lines]))
         print(f"answers and scores: {flags.result_dir}")

@@ -29,8 +29,7 @@ def make_parser() -> cli.Parser:
     cli.add_lora_flag(add, required=True, several=False)
     add("--data", nargs="+", required=True, metavar="D", help="questions: keys of data/datasets.toml, or files")
     add("--result_dir", type=Path, required=True, help="where predictions.jsonl goes")
-    add("--num_samples", type=cli.positive_int, default=1, metavar="K", help="answers to each question (default: 1)")
-    add("--batch_size", type=cli.positive_int, default=32, help="the most answers decoded together (default: 32)")
+    cli.add_job_flags(add, batch_size=32)
     add(
         "--long_prompts",
         choices=("fail", "cut"),
@@ -38,7 +37,6 @@ def make_parser() -> cli.Parser:
         help="what becomes of a prompt that does not fit into the context with its answer: its row fails, or its "
         "beginning is cut and counted (default: fail)",
     )
-    add("--retry_failed", action="store_true", help="ask the rows again that failed")
     add("--merge_adapter", choices=("auto", "off"), default="auto", help="auto: in fp32, which is faster and exact")
     cli.add_server_flags(parser)
     cli.add_model_flags(parser, model_type=None)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import ModelServer, serving
 
 import evaluate
 import merge
-from utils import assistant, evaluation, exam, readings, result_rows
+from utils import assistant, evaluation, exam, prediction, readings, result_rows
 from utils.catalog import DATA_DIR
 from utils.encode import encode_answer
 from utils.evaluation import Likeness, Scored, accuracy, vote
+from utils.generation import Answer
 from utils.readings import Reading, read
 from utils.tasks import OPEN
 
@@ -212,7 +217,8 @@ def test_rows_without_a_reference_are_left_out_and_counted(
         (["--task", "gaokao", "--result_dir", "OUT", "--choice_by", "loglikelihood"], 2, "has answers of options that stand in its questions' words"),
         (["--task", "aqua", "--result_dir", "OUT", "--choice_by", "cloze", "--style", "cot"], 2, "--choice_by cloze lists no options that --style cot could ask for"),
         (["--task", "aqua", "--result_dir", "OUT", "--choice_by", "cloze", "--num_samples", 2], 2, "options are weighed here, without --api_base and --num_samples"),
-        (["--data", "cot_sample_test", "--api_base", "http://x"], 2, "--api_base, --task_file and --result_dir are for --task"),
+        (["--data", "cot_sample_test", "--style", "cot", "--shots", 1], 2, "--style, --shots: for --task alone"),
+        (["--data", "cot_sample_test", "--api_base", "http://x"], 2, "--api_base: for --task alone"),
     ],
 )  # fmt: skip
 def test_bad_flags(finished: Path, tmp_path: Path, flags: list[Any], code: int, message: str, capsys: Any) -> None:
@@ -271,6 +277,95 @@ def test_a_base_by_itself_and_a_merged_model_by_itself(
     alone[1] = tmp_path / "other"
     assert run(*alone, "--model_type", "llama") == 1
     assert "base_sha256 was" in capsys.readouterr().err
+
+
+def test_rows_that_were_trained_on_are_said_loudly(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "seen.jsonl"
+    rows = [
+        {"question": "Add one and two.", "answer": "#### 3"},
+        {"question": "Add one and two and three, and say what came of it.", "answer": "#### 6"},
+        {"question": "蓝色有几个字？", "answer": "#### 2"},
+    ]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    asked = ["--lora_dir", finished, "--task", "gsm8k", "--task_file", file, *FEW, "--result_dir"]
+    assert run(*asked, tmp_path / "out") == 0
+    assert "WARNING: 1 rows of its training data repeat questions of gsm8k" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / evaluation.SCORES).read_text(encoding="utf-8"))["rows_trained_on"] == 1
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[1:]), encoding="utf-8")
+    assert run(*asked, tmp_path / "out") == 1
+    assert "holds other questions than these" in capsys.readouterr().err
+    assert run(*asked, tmp_path / "other") == 0
+    printed = capsys.readouterr().out
+    assert "WARNING" not in printed
+    assert "was not looked at" not in printed
+
+
+@pytest.mark.parametrize(("said", "read_as"), [("", "unread"), ("🤷 no idea", "unread")])
+def test_a_model_that_answers_nothing_or_nothing_that_can_be_read(
+    said: str, read_as: str, finished: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers(self: Any, prompts: Any, *given: Any, **options: Any) -> list[Answer]:
+        return [Answer(text=said, finish_reason="stop", prompt_tokens=1, new_tokens=1) for _ in prompts]
+
+    monkeypatch.setattr(assistant.Assistant, "answer_ids", answers)
+    asked = ["--lora_dir", finished, "--task", "cot_sample_test", "--result_dir", tmp_path, "--show", 1]
+    assert run(*asked, "--num_samples", 2) == 0
+    printed = capsys.readouterr().out
+    assert "0.0%  (0/200, 95 % interval 0.0% to 1.9%, 200 without a readable answer)" in printed
+    assert "0 announced, 0 bare, 0 by fallback, 400 could not be read" in printed
+    found = lines(tmp_path / evaluation.SCORED)
+    assert all(line["answer"] is None and line["right"] is False for line in found)
+    assert {answer["how"] for line in found for answer in line["answers"]} == {read_as}
+
+
+def test_a_row_that_fails_counts_as_wrong_and_can_be_asked_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "long.jsonl"
+    rows = [{"question": "1+1? 🎈", "answer": "#### 2"}, {"question": "long " * 600, "answer": "#### 3"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ["--lora_dir", finished, "--task", "gsm8k", "--task_file", file, *FEW, "--result_dir", tmp_path / "out"]
+    for more in ([], ["--retry_failed"]):
+        assert run(*asked, *more) == 0
+        printed = capsys.readouterr().out
+        assert "1 rows failed, and count as wrong; --retry_failed asks them again. The first: 000001-" in printed
+        scores = json.loads((tmp_path / "out" / evaluation.SCORES).read_text(encoding="utf-8"))
+        assert (scores["failed"], scores["total"], scores["unread"] >= 1) == (1, 2, True)
+    assert lines(tmp_path / "out" / evaluation.SCORED)[1]["right"] is False
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {repository!r})
+import evaluate
+from utils import prediction, result_rows
+prediction.GROUP, done, real = 1, [], result_rows.Writer.write
+def write(writer, lines):
+    real(writer, lines)
+    done.append(lines)
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+result_rows.Writer.write = write
+sys.exit(evaluate.main(sys.argv[1:]))
+"""
+
+
+def test_killed_in_the_middle_it_goes_on(
+    finished: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "GROUP", 1)
+    asked = ["--lora_dir", str(finished), "--task", "gsm8k", "--task_file", str(task_file), "--max_new_tokens", "4"]
+    assert run(*asked, "--result_dir", tmp_path / "whole") == 0
+    place, program = tmp_path / "out", KILLED.format(repository=str(REPOSITORY))
+    command = [sys.executable, "-c", program, *asked, "--result_dir", str(place)]
+    assert subprocess.run(command, timeout=300, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert 0 < len((place / result_rows.NAME).read_bytes()) < len((tmp_path / "whole" / result_rows.NAME).read_bytes())
+    assert not (place / evaluation.SCORES).exists(), "scores come last"
+    assert run(*asked, "--result_dir", place) == 0
+    for name in (exam.QUESTIONS, result_rows.NAME, evaluation.SCORED):
+        assert (place / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 OPTIONS = [

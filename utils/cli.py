@@ -161,6 +161,18 @@ def add_lora_flag(add: Callable[..., Any], *, required: bool, several: bool) -> 
     )
 
 
+def add_job_flags(add: Callable[..., Any], *, batch_size: int) -> None:
+    """How a file of questions is answered; `add` is a group's `add_argument`. `batch_size`: the default."""
+    add("--num_samples", type=positive_int, default=1, metavar="K", help="answers to each question (default: 1)")
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=batch_size,
+        help=f"the most answers decoded together (default: {batch_size})",
+    )
+    add("--retry_failed", action="store_true", help="ask the rows again that failed")
+
+
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """A server that answers in the model's place; `server_wishes` collects them."""
     add = parser.add_argument_group("server", "instead of a model here; see docs/beyond-one-machine.md").add_argument

@@ -15,6 +15,8 @@ from utils.exam import Exam
 
 HOW = ("style", "shots", "choice_by", "num_samples", "seed")
 """Flags that are fields of an `Exam`."""
+OF_TASKS = (*HOW, "task_file", "result_dir", "temperature", "retry_failed", "lm_eval", "api_base")
+"""Flags that mean nothing to --data."""
 
 
 def make_parser(doc: str | None) -> cli.Parser:
@@ -26,7 +28,6 @@ def make_parser(doc: str | None) -> cli.Parser:
     add("--compare_base", action="store_true", help="answer with the base alone, too")
     add("--show", type=cli.natural_int, default=0, metavar="N", help="print the first N questions with their answers")
     add("--output", type=Path, help="with --data: write every answer to this JSON Lines file")
-    add("--batch_size", type=cli.positive_int, default=64, help="the most questions answered together (default: 64)")
     add("--max_new_tokens", type=cli.positive_int, default=256, help="the longest answer, in tokens (default: 256)")
     add = parser.add_argument_group("task", "in the place of --data; see docs/evaluation.md").add_argument
     add("--task", metavar="NAME", help="a row of data/tasks.toml")
@@ -41,10 +42,9 @@ def make_parser(doc: str | None) -> cli.Parser:
         help="the chosen option: read in what is written (default), or the likeliest by its letter, or by its own "
         "words, with no options listed (cloze)",
     )
-    add("--num_samples", type=cli.positive_int, default=1, metavar="K", help="answers drawn, of which most count")
-    add("--temperature", type=cli.positive_float, default=0.7, help="of the drawing (default: 0.7)")
-    add("--seed", type=int, default=42, help="of the drawing (default: 42)")
-    add("--retry_failed", action="store_true", help="ask the rows again that failed")
+    cli.add_job_flags(add, batch_size=64)
+    add("--temperature", type=cli.positive_float, default=0.7, help="of several samples, of which most count (0.7)")
+    add("--seed", type=int, default=42, help="of several samples (default: 42)")
     add(
         "--lm_eval",
         action="store_true",
@@ -64,15 +64,16 @@ def require_sensible(parser: cli.Parser, flags: argparse.Namespace) -> None:
         parser.error("say who answers: a run with --lora_dir, or a model by itself with --model_name_or_path")
     if flags.compare_base and (flags.api_base or not flags.lora_dir):
         parser.error("--compare_base needs a --lora_dir, and its base here: a server answers for one model")
-    if flags.data and (flags.api_base or flags.task_file or flags.result_dir):
-        parser.error("--api_base, --task_file and --result_dir are for --task")
+    of_tasks = [f"--{name}" for name in OF_TASKS if getattr(flags, name) != parser.get_default(name)]
+    if flags.data and of_tasks:
+        parser.error(f"{', '.join(of_tasks)}: for --task alone")
     if flags.task and (flags.output or not flags.result_dir):
         parser.error("--task writes into a directory: --result_dir DIR, and no --output")
     if flags.output and (flags.output.exists() or not flags.output.parent.is_dir()):
         parser.error(f"--output {flags.output}: it exists already, or its folder does not; nothing was written over")
     if flags.choice_by != asking.TEXT and (flags.api_base or flags.num_samples > 1):
         parser.error(f"--choice_by {flags.choice_by}: options are weighed here, without --api_base and --num_samples")
-    if flags.lm_eval and (flags.api_base or flags.num_samples > 1 or flags.compare_base or flags.data):
+    if flags.lm_eval and (flags.api_base or flags.num_samples > 1 or flags.compare_base):
         parser.error("--lm_eval takes a --task, without --api_base, --num_samples and --compare_base")
 
 

@@ -38,6 +38,8 @@ SHORTEST_RUN = 2 * RUN_WINDOW - 1
 SHORTEST_WHOLE_WORDS = 2 * WHOLE_WINDOW - 1
 SHORTEST_WHOLE_CHARACTERS = 16
 
+HELD_AGAINST = "held against the questions of "
+
 Words = tuple[str, ...]
 
 
@@ -49,6 +51,12 @@ class QuestionSet:
     questions: tuple[str, ...]
     ngram: int = SHORTEST_RUN
     """Words of a run that must not be shared, 13 or more; 0: only whole questions count."""
+
+
+def held_against(note: str) -> set[str]:
+    """The tasks that a line of `EvaluationSets.described` names as looked at; none for another line."""
+    _, found, rest = note.partition(HELD_AGAINST)
+    return set(rest.partition(";")[0].split(", ")) if found else set()
 
 
 def words(text: str) -> list[str]:
@@ -114,7 +122,7 @@ class EvaluationSets:
     def described(self) -> str:
         """What rows were held against, and which tasks are not here, in one line."""
         absent = f"; not on this machine: {', '.join(self.absent)}" if self.absent else ""
-        return f"held against the questions of {', '.join(self.checked) or 'no evaluation set'}{absent}"
+        return f"{HELD_AGAINST}{', '.join(self.checked) or 'no evaluation set'}{absent}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EvaluationSets, (self._sets, self.absent)
