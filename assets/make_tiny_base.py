@@ -240,6 +240,9 @@ def card(facts: Mapping[str, Any]) -> str:
     return f"""---
 license: apache-2.0
 language: [en, zh]
+library_name: transformers
+pipeline_tag: text-generation
+tags: [alpaca-cot]
 ---
 
 # The bundled tiny base

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from utils import hub
 
@@ -110,3 +111,18 @@ def test_offline_is_what_the_user_sets_now(value: str | None, offline: bool, mon
 def test_an_empty_endpoint_is_the_public_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "")
     assert hub.endpoint() == hub.PUBLIC == "https://huggingface.co"
+
+
+def test_a_card_names_a_base_of_the_hub_and_no_path() -> None:
+    """The hub refuses a card whose base is no model of its own."""
+    of_hub = hub.card_metadata("some/基座", library="transformers", tags=["a"], relation="finetune")
+    assert ModelCard(f"---\n{of_hub}\n---\n").data.to_dict() == {
+        "base_model": "some/基座",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["a"],
+    }
+    of_path = hub.card_metadata("/我的/base 🦙", library="peft", tags=["a", "b"], relation="finetune")
+    assert "base_model" not in of_path
+    assert ModelCard(f"---\n{of_path}\n---\n").data.to_dict()["tags"] == ["a", "b"]

@@ -62,6 +62,7 @@ def test_a_merged_directory_has_all_that_serves_it(merged: Path, finished: Path)
     assert facts["proof"]["logits"]["argmax_agreement"] == 1
     assert facts["effect"]["mean_kl"] > 100 * facts["proof"]["logits"]["mean_kl"]
     card = (merged / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
     assert "likeliest token the same at 100.0%" in card
     assert facts["run"]["sources"][0]["sha256"] in card
 

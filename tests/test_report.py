@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from huggingface_hub import ModelCard
 from test_runinfo import make_run
 
 from utils import plots, report, runinfo
@@ -30,7 +31,12 @@ def test_publishing_writes_run_json_last_and_names_everything(tmp_path: Path) ->
 
 def test_the_card_says_what_was_trained_on_what() -> None:
     card = report.model_card(make_run())
-    assert card.startswith('---\nbase_model: "some/base"\nlibrary_name: peft\n')
+    assert ModelCard(card).data.to_dict() == {
+        "base_model": "some/base",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "alpaca-cot"],
+    }
     assert f"| alpaca | 3 | not stated | `{'0' * 64}` |" in card
     assert "- alpaca: 3 rows read, 2 trained on (0 of them copies), 0 held out; 5 of 20 tokens carry loss" in card
     assert "- alpaca, dropped: 1: an answer is empty" in card

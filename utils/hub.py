@@ -1,18 +1,20 @@
-"""Whether the hub can be had, and what to say of a model that cannot.
+"""Whether the hub can be had, what to say of a model that cannot, and what a model's card tells the hub.
 
-Knows: local directories, the hub's cache and whether the hub answers. Does not know what is in a model, nor how a file
-of data is fetched; that is `utils.fetching`.
+Knows: local directories, the hub's cache, whether the hub answers, and its metadata. Does not know what is in a model,
+nor how a file of data is fetched; that is `utils.fetching`.
 """
 
 from __future__ import annotations
 
 import functools
 import http.client
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 PUBLIC = "https://huggingface.co"
@@ -32,6 +34,21 @@ def is_offline() -> bool:
 def is_path(name: str) -> bool:
     """Whether `name` can only be a place in a file system, for no model's id has this form."""
     return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def card_metadata(base: str, *, library: str, tags: Sequence[str], relation: str = "") -> str:
+    """What stands between the `---` of a model's card (https://huggingface.co/docs/hub/model-cards).
+
+    Args:
+        base: hub id or path of the model that this one was made from; a path is left out, for the hub takes ids alone.
+        relation: to it, such as `finetune`; empty where the hub sees it by itself.
+    """
+    made_from = [] if is_path(base) else [f"base_model: {json.dumps(base)}"]
+    if made_from and relation:
+        made_from.append(f"base_model_relation: {relation}")
+    return "\n".join(
+        [*made_from, f"library_name: {library}", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]"]
+    )
 
 
 def cache() -> Path:

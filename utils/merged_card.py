@@ -5,11 +5,10 @@ Knows: the facts in `merge.json`, for people. Does not know how they came about 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from utils import equivalence, runinfo
+from utils import equivalence, hub, runinfo
 from utils.chat_templates import Exported
 from utils.equivalence import Divergence
 
@@ -52,10 +51,7 @@ def card(facts: dict[str, Any]) -> str:
     measured = "\n".join(f"- {line}" for line in result_lines(facts, Path("."))[:-1])
     tuned = f"fine-tuned on {'-'.join(settings['data'])}" if settings["data"] else "with an adapter"
     return f"""---
-base_model: {json.dumps(settings["model_name_or_path"])}
-base_model_relation: finetune
-library_name: transformers
-tags: [alpaca-cot]
+{hub.card_metadata(settings["model_name_or_path"], library="transformers", tags=["alpaca-cot"], relation="finetune")}
 ---
 
 # {Path(settings["model_name_or_path"]).name}, {tuned}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils import plots, preview, runinfo
+from utils import hub, plots, preview, runinfo
 from utils.dataset import TrainingData
 from utils.methods import get_method
 from utils.progress import LOG_NAME
@@ -99,9 +99,7 @@ def model_card(run: RunInfo) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     words = _words(run)
     return f"""---
-base_model: {json.dumps(run.base)}
-library_name: {words["library"]}
-tags: [{run.method}, alpaca-cot]
+{hub.card_metadata(run.base, library=words["library"], tags=(run.method, "alpaca-cot"))}
 ---
 
 # {words["title"]}, trained on {"-".join(run.data)}
