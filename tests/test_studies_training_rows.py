@@ -120,9 +120,7 @@ def test_a_missing_tasks_file_says_where_it_is_to_be_had(experiment: Experiment)
 
 @pytest.mark.parametrize("budget", [1.0, 0.5])
 @pytest.mark.parametrize("tokens", [2400, 4800])
-def test_steps_have_the_budget(
-    experiment: Experiment, data: Path, tokenizer: Any, budget: float, tokens: int
-) -> None:
+def test_steps_have_the_budget(experiment: Experiment, data: Path, tokenizer: Any, budget: float, tokens: int) -> None:
     wished = experiment.model_copy(update={"trained_tokens": tokens, "steps": 9})
     variant = wished.variants["all"].model_copy(update={"budget": budget})
     share = training_rows.share(wished, variant, plan.resolved(wished, "all", [f"{data}*96"]), tokenizer)
