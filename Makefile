@@ -1,6 +1,7 @@
 # make demo    the whole story on the bundled tiny base: train, answer before and after, accuracy
 # make test    install what the tests need and run them all
 # make check   lint, types and tests, as CI does
+# make coverage   runs the tests and lists the lines of utils that none ran
 # make test-oldest   the tests that lean on them, with the oldest versions that requirements.txt admits
 # make notebook      runs examples/quickstart.ipynb and stores what it shows
 # make advisories    asks PyPI whether anything that we pin has a known weakness
@@ -17,7 +18,7 @@ RUN := saved_models/tiny_base_cot_sample
 AT_OLDEST := training adapters adapter_files attached methods generation decoding merging merging_methods loading encode \
 	encoding checkpoints resumption resume one_answer verification target_loss
 
-.PHONY: demo test test-oldest check advisories lint types format notebook constraints dependencies install clean
+.PHONY: demo test coverage test-oldest check advisories lint types format notebook constraints dependencies install clean
 
 demo: $(VENV)/installed
 	$(BIN)/python uniform_finetune.py --overwrite
@@ -30,6 +31,9 @@ test: $(VENV)/installed-dev
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pip check
 	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(AT_OLDEST:%=tests/test_%.py)
+
+coverage: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-context=test --cov-report=term-missing:skip-covered
 
 check: lint types test
 
