@@ -31,18 +31,17 @@ def test_json_that_is_nested_a_million_deep(depth: int, opened: Assistant) -> No
         assert httpx2.get(f"{roomy}/health").status_code == 200
 
 
-def test_bodies_that_are_too_long(url: str, scheduler: Scripted) -> None:
+def test_bodies_that_are_too_long(opened: Assistant) -> None:
     long = json.dumps({"messages": [{"role": "user", "content": "x" * 10**7}]}).encode()
-    headers = {"Content-Type": "application/json"}
+    headers, scheduler = {"Content-Type": "application/json"}, Scripted()
     chunks = iter([long[i : i + 4096] for i in range(0, len(long), 4096)])
-    for content in (long, chunks, b"x" * 10_001):
-        reply = httpx2.post(f"{url}/v1/chat/completions", content=content, headers=headers)
-        assert error(reply, 413)["message"] == "the body has more than 10000 bytes: shorten it"
-    assert scheduler.asked == []
-    lying = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999\r\n\r\nx"
-    assert b" 408 " in raw(url, lying)
-    fits = json.dumps({**CHAT, "user": "x" * 9_900}).encode()
-    assert httpx2.post(f"{url}/v1/chat/completions", content=fits, headers=headers).status_code == 200
+    with serving(opened, scheduler, limits=Limits(body_bytes=10_000)) as patient:
+        for content in (long, chunks, b"x" * 10_001):
+            reply = httpx2.post(f"{patient}/v1/chat/completions", content=content, headers=headers)
+            assert error(reply, 413)["message"] == "the body has more than 10000 bytes: shorten it"
+        assert scheduler.asked == []
+        fits = json.dumps({**CHAT, "user": "x" * 9_900}).encode()
+        assert httpx2.post(f"{patient}/v1/chat/completions", content=fits, headers=headers).status_code == 200
 
 
 def test_a_body_that_comes_too_slowly(url: str) -> None:
@@ -52,6 +51,7 @@ def test_a_body_that_comes_too_slowly(url: str) -> None:
     assert b"the request was not here after 0.3 seconds" in found
     found = raw(url, head + b"Transfer-Encoding: chunked\r\n\r\n", more=b'3\r\n{"m\r\n')
     assert b"HTTP/1.1 408 " in found
+    assert b"HTTP/1.1 408 " in raw(url, head + b"Content-Length: 99999999999999\r\n\r\n", more=b"x")
 
 
 def test_clients_that_leave_in_the_middle_of_a_request(url: str, scheduler: Scripted) -> None:
