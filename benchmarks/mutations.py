@@ -20,21 +20,24 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import json
+import os
 import random
 import re
 import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import environment
+import pytest
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -105,15 +108,21 @@ def tests_of(file: str) -> list[str]:
     parts = Path(file).with_suffix("").parts[1:]
     names = {f"test_{'_'.join(parts)}.py", f"test_{parts[-1]}.py", f"test_{parts[0]}.py"}
     files = sorted((environment.REPOSITORY / "tests").glob("test_*.py"), key=lambda path: path.stat().st_size)
+    package = f"test_{parts[0]}_" if len(parts) > 1 else None
     own = [path.name for path in files if path.name in names]
+    own += [path.name for path in files if package and path.name.startswith(package) and path.name not in own]
     others = [path.name for path in files if path.name not in own and imports(path, file)]
     return [f"tests/{name}" for name in (own + others)[:FILES]]
 
 
 def further_tests_of(file: str) -> list[str]:
-    """The test files of the modules that import it, without its own."""
+    """The test files of the scripts and modules that import it, without its own."""
+    scripts = [path.stem for path in environment.REPOSITORY.glob("*.py") if imports(path, file)]
+    tests = sorted((environment.REPOSITORY / "tests").glob("test_*.py"))
+    pattern = re.compile("|".join(rf"^ *import {name}\b|\"{name}\.py\"" for name in scripts), re.MULTILINE)
+    found = [f"tests/{test.name}" for test in tests if scripts and pattern.search(test.read_text(encoding="utf-8"))]
     modules = [path for path in (environment.REPOSITORY / "utils").rglob("*.py") if imports(path, file)]
-    found = [test for path in modules for test in tests_of(str(path.relative_to(environment.REPOSITORY)))]
+    found += [test for path in modules for test in tests_of(str(path.relative_to(environment.REPOSITORY)))]
     return [test for test in dict.fromkeys(found) if test not in tests_of(file)][:FURTHER]
 
 
@@ -150,7 +159,7 @@ def ran_by(path: Path | None) -> Callable[[Mutation], list[str]]:
 def caught(copy: Path, mutation: Mutation, text: str, tests: Iterable[list[str]]) -> tuple[bool, str]:
     """Whether one of these lists of tests has one that fails once the file has this text, and which.
 
-    Each list starts one pytest. A test that fails with the file as it was catches nothing.
+    Each list is one run of pytest. A test that fails with the file as it was catches nothing.
     """
     target = copy / mutation.file
     before = target.read_text(encoding="utf-8")
@@ -169,22 +178,48 @@ def caught(copy: Path, mutation: Mutation, text: str, tests: Iterable[list[str]]
 
 def first_failure(copy: Path, tests: list[str]) -> str:
     """The first test that fails, or how the tests ended; empty if they passed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=copy, capture_output=True, text=True, timeout=WAITING, check=False, preexec_fn=_limited
-        )
-    except subprocess.TimeoutExpired:
-        return "it hung"
-    if done.returncode == 0:
+    told = copy.parent / "told.txt"
+    child = os.fork()  # from a process that has read what is slow to read: half of the time of most tests
+    if child == 0:
+        _become_pytest(copy, told, tests)
+    end = time.monotonic() + WAITING
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "it hung"
+        time.sleep(0.1)
+    code = os.waitstatus_to_exitcode(ended[1])
+    if code == 0:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
-    return failed[1] if failed else f"pytest ended with {done.returncode}"
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", told.read_text("utf-8", "replace"), flags=re.MULTILINE)
+    return failed[1] if failed else f"pytest ended with {code}"
 
 
-def _limited() -> None:
-    # Time of a clock says nothing of a change where other programs share the processor.
-    resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
+def _become_pytest(copy: Path, told: Path, tests: list[str]) -> NoReturn:
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        with told.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        # Time of a clock says nothing of a change where other programs share the processor.
+        resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
+        os.chdir(copy)
+        sys.path[0] = str(copy)
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def preload() -> None:
+    """Imports what most tests import, but for our own modules; in the surroundings that tests/conftest.py makes."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    for name in ("torch", "transformers", "peft", "datasets", "accelerate", "matplotlib.pyplot", "hypothesis"):
+        importlib.import_module(name)
+    ours = [name for name in sys.modules if name.partition(".")[0] in ("utils", "environment")]
+    assert ours == ["environment"], ours
 
 
 def drawn(count: int, seed: int, only: str) -> list[tuple[Mutation, str]]:
@@ -207,6 +242,7 @@ def main() -> int:
     parser.add_argument("--coverage", type=Path, help="a coverage file that names the tests of each line")
     flags = parser.parse_args()
     tests_that_ran = ran_by(flags.coverage)
+    preload()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
