@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import fastapi
 import gradio
 import pytest
@@ -21,7 +23,7 @@ def refusing() -> str:
 
 
 @pytest.mark.parametrize(("handler", "said"), [(broken, False), (refusing, True)])
-def test_only_what_was_written_for_people_is_said(handler: object, said: bool) -> None:
+def test_only_what_was_written_for_people_is_said(handler: Any, said: bool) -> None:
     with gradio.Blocks() as made:
         gradio.Button().click(handler, None, gradio.Textbox())
     made.queue(api_open=False)
