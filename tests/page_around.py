@@ -76,13 +76,20 @@ class Session:
 
 
 VISITOR = Visitor.of(Session)
+BESIDE = {"language": "en", "model": "run", "prompt": False}
 
 
-def talk(around: Any, action: str, *given: Any, language: str = "en", prompt: bool = False, model: str = "run") -> list:
-    """All that one of the chat's handlers yields."""
+def all_states(handler: Any, *given: Any, around: Any, **wishes: Any) -> list[Any]:
+    """All that one of a tab's handlers yields to the visitor; `wishes` are what stands beside the tabs."""
+    language, model, prompt = (wishes.get(name, value) for name, value in BESIDE.items())
     values = [language, model, prompt, *around.parameters.defaults.values()]
 
-    async def collect() -> list:
-        return [state async for state in getattr(chat_tab.Talk(around), action)(Session, *given, *values)]
+    async def collect() -> list[Any]:
+        return [state async for state in handler(Session, *given, *values)]
 
     return asyncio.run(collect())
+
+
+def talk(around: Any, action: str, *given: Any, **wishes: Any) -> list[Any]:
+    """The same of one of the chat's handlers."""
+    return all_states(getattr(chat_tab.Talk(around), action), *given, around=around, **wishes)

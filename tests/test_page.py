@@ -13,6 +13,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from utils import page, scheduling
 from utils.page.gate import ADDRESSES
+from utils.page.parameters import Parameters
+from utils.page.texts import say
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,34 @@ def test_the_gate_lets_no_address_through_that_goes_up(client: TestClient) -> No
         assert not ADDRESSES.fullmatch(path), path
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/gradio_api/queue/join"):
         pass
+
+
+def answered(client: TestClient, event: str, target: str, *given: Any) -> list[Any]:
+    """What Gradio is told when this happens to the component of that `elem_id`; "" is the page."""
+    config = client.get("/config").json()
+    names = {each["id"]: each["props"].get("elem_id") or "" for each in config["components"]}
+    (number,) = (
+        each["id"]
+        for each in config["dependencies"]
+        if any(names.get(part, "") == target and happens == event for part, happens in each["targets"])
+    )
+    body = {"fn_index": number, "data": list(given), "session_hash": "somebody"}
+    reply = client.post("/gradio_api/run/predict", json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["data"]
+
+
+def test_the_page_opens_in_the_browser_s_language_with_what_its_address_asks_for(client: TestClient) -> None:
+    client.headers["Accept-Language"] = "zh-CN,zh;q=0.9"
+    everything, language, model, notice, *values = answered(client, "load", "")
+    assert everything["visible"]
+    assert (language, model, notice["visible"]) == ("zh", "run", False)
+    parameters = Parameters.of(512)
+    assert values[: len(parameters.defaults)] == list(parameters.defaults.values())
+    assert any(isinstance(told, dict) and told.get("value") == say("do.send", "zh") for told in values)
+
+
+def test_a_link_to_the_settings_has_what_was_changed(client: TestClient) -> None:
+    values = dict(Parameters.of(512).defaults) | {"temperature": 0.35}
+    (link,) = answered(client, "click", "share", "zh", "base", False, *values.values())
+    assert link["value"].endswith("/?lang=zh&model=base&temperature=0.35")

@@ -49,10 +49,23 @@ def build(page: Shared) -> None:
     page.examples("instruction", [instruction, given])
     prompt = page.prompt_panel("instruction")
 
+    tab = Instruction(page)
+    outputs = [answer, status, prompt, send, stop]
+    send.click(tab.ask, [instruction, given, *page.inputs], outputs, show_progress="hidden", concurrency_limit=None)
+    stop.click(tab.stop, show_progress="hidden", queue=False)
+
+
+class Instruction:
+    """What the tab's components do."""
+
+    def __init__(self, page: Shared) -> None:
+        self._page = page
+
     async def ask(
-        request: gradio.Request, instruction: str, given: str, *values: Any
+        self, request: gradio.Request, instruction: str, given: str, *values: Any
     ) -> AsyncGenerator[tuple[Any, ...]]:
-        wish, visitor = page.wish(values), Visitor.of(request)
+        """The answer as it grows, and how it goes."""
+        page, wish, visitor = self._page, self._page.wish(values), Visitor.of(request)
         if page.answering.is_busy(visitor, PLACE):
             yield (gradio.skip(), say("status.busy", wish.language), *[gradio.skip()] * 3)
             return
@@ -66,17 +79,9 @@ def build(page: Shared) -> None:
         except Trouble as trouble:
             yield (gradio.skip(), trouble.said(wish.language), gradio.skip(), *buttons(False))
 
-    def interrupt(request: gradio.Request) -> None:
-        page.answering.interrupt(Visitor.of(request), PLACE)
-
-    send.click(
-        ask,
-        [instruction, given, *page.inputs],
-        [answer, status, prompt, send, stop],
-        show_progress="hidden",
-        concurrency_limit=None,
-    )
-    stop.click(interrupt, show_progress="hidden", queue=False)
+    def stop(self, request: gradio.Request) -> None:
+        """Ends the answer under way."""
+        self._page.answering.interrupt(Visitor.of(request), PLACE)
 
 
 def prepared(page: Shared, instruction: str, given: str, wish: Wish, model: str | None = None) -> Question:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,30 +60,35 @@ def build(page: Shared, runs: Mapping[str, Path]) -> None:
         settings = gradio.Markdown(elem_id="runs-settings", **HTML)
 
     def show(name: str, language: str) -> tuple[str, ...]:
-        directory = lookup.find("run", name, runs)
-        try:
-            found = runinfo.read(directory)
-        except FileNotFoundError:
-            origin = page.answering.opened.origins.get(name)
-            about = origin.description if origin else ""
-            plain = say("runs.plain", language, name=markup.harmless(name), description=markup.harmless(about))
-            return plain, say("runs.no_loss", language), "", "", evaluation_of(directory, language)
-        except ValueError as error:
-            return markup.harmless(str(error)), "", "", "", ""
-        return (
-            _description(found, language),
-            loss_of(directory, language),
-            _ledger(found, language),
-            markup.table(
-                [(key, value) for key, value in found.settings.items()],
-                header=[say("runs.name", language), say("runs.value", language)],
-            ),
-            evaluation_of(directory, language),
-        )
+        return shown(name, lookup.find("run", name, runs), page.answering.opened.origins.get(name), language)
 
     outputs = [description, loss, ledger, settings, evaluation]
     gradio.on([run.change, page.language.change], show, [run, page.language], outputs, show_progress="minimal")
     page.on_open.append((show, [run, page.language], outputs))
+
+
+def shown(name: str, directory: Path, origin: Any, language: str) -> tuple[str, str, str, str, str]:
+    """(what the run is, its loss, its ledger, its settings, its evaluation), each as HTML.
+
+    Args:
+        origin: of a loaded adapter (`utils.identity.Identified`), else None.
+    """
+    try:
+        found = runinfo.read(directory)
+    except FileNotFoundError:
+        about = markup.harmless(origin.description if origin else "")
+        plain = say("runs.plain", language, name=markup.harmless(name), description=about)
+        return plain, loss_of(directory, language), "", "", evaluation_of(directory, language)
+    except ValueError as error:
+        return markup.harmless(str(error)), "", "", "", ""
+    header = [say("runs.name", language), say("runs.value", language)]
+    return (
+        _description(found, language),
+        loss_of(directory, language),
+        _ledger(found, language),
+        markup.table(list(found.settings.items()), header),
+        evaluation_of(directory, language),
+    )
 
 
 def _description(run: RunInfo, language: str) -> str:
@@ -119,7 +124,7 @@ def loss_of(directory: Path, language: str) -> str:
     if drawn.is_file():
         picture = drawn.read_bytes()
     elif log.is_file():
-        entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        entries = list(_entries(log))
         with tempfile.TemporaryDirectory() as folder:
             plots.loss(entries, Path(folder) / "loss.png", directory.name)
             picture = (Path(folder) / "loss.png").read_bytes()
@@ -127,6 +132,17 @@ def loss_of(directory: Path, language: str) -> str:
         return say("runs.no_loss", language)
     coded = base64.b64encode(picture).decode()
     return f"<img alt='{markup.literal(say('runs.loss', language))}' src='data:image/png;base64,{coded}'>"
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    """Those that are whole: a run that goes on, or was killed, may have begun another."""
+    for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
 
 
 def evaluation_of(directory: Path, language: str) -> str:
