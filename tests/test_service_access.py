@@ -38,6 +38,7 @@ def test_a_browser_logs_in_with_the_key(locked: str) -> None:
         assert (asked.status_code, asked.headers["Content-Type"]) == (401, "text/html; charset=utf-8")
         assert 'type="password"' in asked.text
         assert "密钥" in asked.text
+        assert 'type="password"' in browser.get("/login").text
         for wrong in ("", "wrong", f"{KEY}x", "钥匙"):
             refused = browser.post("/login", data={"key": wrong})
             assert refused.status_code == 401
@@ -49,6 +50,8 @@ def test_a_browser_logs_in_with_the_key(locked: str) -> None:
         assert "SameSite=strict" in cookie
         assert KEY not in cookie
         assert browser.get("/").text == "the page"
+        beside = [(b"Cookie", f"another@program=1; 奇怪; {cookie.partition(';')[0]}".encode())]
+        assert httpx2.get(f"{locked}/v1/models", headers=beside).status_code == 200, "whatever other cookies there are"
         assert browser.get("/v1/models").status_code == 200
         foreign = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
         assert error(browser.get("/v1/models", headers=foreign), 403)["code"] == "foreign_site"

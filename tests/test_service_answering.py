@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import openai
@@ -12,7 +13,7 @@ import service_server
 from openai_client import ask
 from service_server import KEY, PIECES, TEXT, Scripted, until
 
-from utils.scheduling import TimedOut
+from utils.scheduling import Closed, TimedOut
 
 served, scheduler, url = service_server.served, service_server.scheduler, service_server.url
 opened, options, client = openai_client.opened, openai_client.options, openai_client.client
@@ -49,6 +50,31 @@ def test_failures_of_the_engine(stream: bool, client: openai.OpenAI, scheduler: 
     scheduler.closed = False
     until(lambda: scheduler.running == 0, "the end of all")
     assert (ask(client).choices[0].message.content) == TEXT
+
+
+def test_what_the_engine_refuses_is_the_request_s_fault(client: openai.OpenAI, scheduler: Scripted) -> None:
+    scheduler.refuses = ValueError("the prompt has 600 tokens")
+    with pytest.raises(openai.BadRequestError, match="the prompt has 600 tokens") as caught:
+        ask(client)
+    assert caught.value.code == "invalid_value"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_is_shut_down_meanwhile(stream: bool, client: openai.OpenAI, scheduler: Scripted) -> None:
+    scheduler.fails = Closed()
+    with pytest.raises(openai.InternalServerError, match="the server is shutting down") as caught:
+        list(ask(client, stream=stream))
+    assert (caught.value.status_code, caught.value.code) == (503, "shutting_down")
+
+
+def test_an_answer_that_ends_and_is_not_there_is_a_failure(client: openai.OpenAI, scheduler: Scripted) -> None:
+    scheduler.goes_on.clear()
+    with ThreadPoolExecutor(1) as another:
+        asked = another.submit(ask, client)
+        until(lambda: scheduler.asked, "the question")
+        scheduler.asked[0].cancel()
+        with pytest.raises(openai.InternalServerError, match="the server failed at this request"):
+            asked.result()
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: openai.OpenAI, scheduler: Scripted) -> None:

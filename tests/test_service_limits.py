@@ -16,7 +16,7 @@ from plain_http import CHAT, error, raw
 from service_server import Scripted, serving, until
 
 from utils.assistant import Assistant
-from utils.service import Limits
+from utils.service import Limits, limits
 
 served, scheduler, url = service_server.served, service_server.scheduler, service_server.url
 options = plain_http.options
@@ -42,6 +42,13 @@ def test_bodies_that_are_too_long(opened: Assistant) -> None:
         assert scheduler.asked == []
         fits = json.dumps({**CHAT, "user": "x" * 9_900}).encode()
         assert httpx2.post(f"{patient}/v1/chat/completions", content=fits, headers=headers).status_code == 200
+
+
+def test_a_body_without_end_is_not_read_to_it(opened: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DRAINED", 50_000)
+    with serving(opened, Scripted(), limits=Limits(body_bytes=10_000)) as patient:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
+        assert b"HTTP/1.1 413 " in raw(patient, head, more=b"x" * 100_000)
 
 
 def test_a_body_that_comes_too_slowly(url: str) -> None:
