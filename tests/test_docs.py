@@ -209,7 +209,7 @@ def test_every_requirement_is_bounded_and_says_why() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (REPOSITORY / name).read_text().splitlines():
             if line and not line.startswith("#"):
-                assert re.fullmatch(r"[\w\-\[\]]+>=[\d.]+(,<\d+)?\s+# \w.+", line), line
+                assert re.fullmatch(r"[\w\-\[\]]+>=[\d.]+(,<[\d.]+)?\s+# \w.+", line), line
 
 
 def test_every_requirement_is_pinned_within_its_range() -> None:
