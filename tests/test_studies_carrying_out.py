@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,16 @@ def test_where_one_fails_the_others_are_asked_to_end(made: Any) -> None:
     assert (waiting / "asked").exists() or not (waiting / "waiting").exists()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard: it is not where a shell has begun the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_asks_every_command_to_save_and_to_end(made: Any, number: int) -> None:
     plan = made(("wait",), ("wait",), ("go",))
     directories = [line.commands[0].directory for line in plan.lines[:2]]
