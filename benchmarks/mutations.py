@@ -261,9 +261,9 @@ def main() -> int:
                 print(f"    - {mutation.before}\n    + {mutation.after}")
             sys.stdout.flush()
     if flags.lines:
-        again = {(each["file"], each["line"]): each for each in results}
+        again = {(each["file"], each["line"]): each for each in results}  # these in the place of what was found before
         earlier = json.loads((environment.RESULTS / "mutations.json").read_text())["results"]["mutations"]
-        results = [again.get((each["file"], each["line"])) or each for each in earlier]
+        results = [again.pop((each["file"], each["line"]), None) or each for each in earlier] + list(again.values())
     share = sum(each["caught"] for each in results) / len(results)
     figures = {"lines": len(results), "caught": sum(each["caught"] for each in results), "share": round(share, 3)}
     command = f"python3 benchmarks/mutations.py --count {flags.count} --seed {flags.seed}"
