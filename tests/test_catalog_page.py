@@ -117,18 +117,21 @@ def test_a_picture_follows_the_catalogue(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
-def test_every_circle_is_whole_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [None, 100_000])
+def test_every_circle_and_name_is_whole_in_the_picture(
+    size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
-    bubble(CATALOG, tmp_path / "a.png")
-    drawn = [patch for axes in figures[0].axes for patch in axes.patches if isinstance(patch, Patch)]
+    bubble({key: replace(spec, size=spec.size and (size or spec.size)) for key, spec in CATALOG.items()}, tmp_path)
+    (figure,) = figures
+    figure.tight_layout()
+    figure.canvas.draw()
+    drawn = [patch for axes in figure.axes for patch in axes.patches if isinstance(patch, Patch)]
+    names = [text for axes in figure.axes for text in axes.texts]
     assert len(drawn) >= len(SIZES)
-    for patch in drawn:
-        for low, high, middle in zip(*limits(patch.axes), patch.center, strict=True):
-            assert low <= middle - patch.radius < middle + patch.radius <= high
-
-
-def limits(axes: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The least, and the greatest, of both axes."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    return (left, bottom), (right, top)
+    assert len(names) >= len(SIZES)
+    for each, whole in [*((patch, patch.axes) for patch in drawn), *((name, figure) for name in names)]:
+        box: Any = each.get_window_extent()
+        assert whole.bbox.x0 <= box.x0 <= box.x1 <= whole.bbox.x1, each
+        assert whole.bbox.y0 <= box.y0 <= box.y1 <= whole.bbox.y1, each
