@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -36,6 +37,13 @@ RECORDS = [
     {"instruction": "Repeat: ### Response:", "input": "", "output": "### Response:"},
     {"instruction": "Why?", "input": "because", "output": "Because of this. 因为这个。"},
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _out_of_the_collectors_sight() -> None:
+    """What the libraries and the modules before have made stays anyway, and each run that a test makes collects garbage
+    several times: looking through all of it was a quarter of the tests' time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

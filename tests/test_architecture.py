@@ -82,6 +82,17 @@ def test_a_module_imports_only_from_layers_above_its_own(path: Path) -> None:
     assert not wrong, f"layer {own} imports {wrong}"
 
 
+def test_no_two_modules_of_a_package_need_each_other() -> None:
+    """Not even for a type. A package's face takes from its modules, and they from one another."""
+    inside = [path for path in MODULES if path.name != "__init__.py"]
+    dotted = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in inside}
+    needs = {name: set(imports(parsed(path))) & dotted.keys() - {name} for name, path in dotted.items()}
+    left = dict(needs)
+    while free := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert not left, f"these wait for each other: {sorted(left)}"
+
+
 def test_below_layer_3_nothing_imports_torch() -> None:
     for path in MODULES:
         if layers().get(package(path), 0) < 3:

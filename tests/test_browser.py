@@ -206,11 +206,11 @@ def test_settings_travel_in_a_link_and_what_it_cannot_ask_for_is_said(server: Se
     tab = opening()
     tab.locator("#settings").get_by_role("button", name="Settings").click()
     number = tab.locator("#parameter-temperature input[type=number]")
-    number.fill("0.35")
-    number.press("Tab")
     link = tab.locator("#link textarea, #link input")
     wanted = f"{server.address}?lang=en&model=run&temperature=0.35"
-    for _ in range(20):  # a number reaches the server a moment after it was typed
+    for _ in range(20):  # a number reaches the server a moment after it was typed; one typed while they unfold, never
+        number.fill("0.35")
+        number.press("Tab")
         tab.locator("#share").click()
         link.wait_for()
         if link.input_value() == wanted:

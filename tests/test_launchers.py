@@ -142,12 +142,12 @@ def test_a_base_shared_out_between_machines(reference: tuple[Path, str], llama_b
     assert runinfo.read(job.machines[0] / "run").settings["fsdp"] is True
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_ends_the_job_after_its_step_and_it_goes_on_as_if_nothing_had_been(
-    number: signal.Signals, reference: tuple[Path, str], llama_base: Path, tmp_path: Path
-) -> None:
-    flags = ["--save_steps", 3, "--logging_steps", 1, "--lora_dropout", 0.2]
-    job = Job(tmp_path / "stopped", llama_base, "--max_steps", 100_000, *flags, launchers=one(RUN))
+LONG = ["--save_steps", 3, "--logging_steps", 1, "--lora_dropout", 0.2]
+
+
+def stopped(number: signal.Signals, folder: Path, base: Path) -> tuple[Path, Path]:
+    """A job that a signal to its launcher ended: its machine, and the newest checkpoint, which it has named."""
+    job = Job(folder, base, "--max_steps", 100_000, *LONG, launchers=one(RUN))
     (launcher,), run = job.launchers, job.machines[0] / "run"
     deadline = time.monotonic() + 120
     while not (run / "checkpoint-3").exists() and time.monotonic() < deadline:
@@ -160,10 +160,20 @@ def test_a_signal_ends_the_job_after_its_step_and_it_goes_on_as_if_nothing_had_b
     step = checkpoints.step_of(newest)
     assert f"after step {step:,} of 100,000; saved: {newest}. The same command with --resume_from_checkpoint" in printed
     assert not (run / "run.json").exists()
-    whole = Job(tmp_path / "whole", llama_base, "--max_steps", step + 3, *flags, launchers=one(RUN))
+    return job.machines[0], newest
+
+
+def test_ctrl_c_ends_the_job_after_its_step(llama_base: Path, tmp_path: Path) -> None:
+    stopped(signal.SIGINT, tmp_path / "stopped", llama_base)
+
+
+def test_a_signal_ends_the_job_and_it_goes_on_as_if_nothing_had_been(llama_base: Path, tmp_path: Path) -> None:
+    machine, newest = stopped(signal.SIGTERM, tmp_path / "stopped", llama_base)
+    steps = checkpoints.step_of(newest) + 3
+    whole = Job(tmp_path / "whole", llama_base, "--max_steps", steps, *LONG, launchers=one(RUN))
     whole.done()
-    gone_on = ["--data", job.machines[0] / "records.json", "--resume_from_checkpoint", newest]
-    resumed = Job(tmp_path / "resumed", llama_base, "--max_steps", step + 3, *flags, *gone_on, launchers=one(RUN))
+    gone_on = ["--data", machine / "records.json", "--resume_from_checkpoint", newest]
+    resumed = Job(tmp_path / "resumed", llama_base, "--max_steps", steps, *LONG, *gone_on, launchers=one(RUN))
     resumed.done()
     ends = [job.machines[0] / "run" / "adapter_model.safetensors" for job in (whole, resumed)]
     rates = [[entry["learning_rate"] for entry in entries(end.parent)] for end in ends]

@@ -145,32 +145,41 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+class Mixture:
+    """Runs of one way on two files, with dropout, log lines that span a checkpoint, and three epochs."""
+
+    def __init__(self, way: str, base: Path, folder: Path) -> None:
+        for name, rows in (("one", RECORDS[:5]), ("two", RECORDS[5:])):
+            (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+        method = [] if "--peft_type" in WAYS[way] else ["--lora_target_modules", "all-linear", "--lora_dropout", 0.2]
+        self.flags = [
+            "--model_type", "llama", "--model_name_or_path", base, "--val_set_size", 2, "--epochs", 3, "--data",
+            folder / "one.json", f"{folder / 'two.json'}*2", "--logging_steps", 2, "--save_steps", 1, "--eval_steps", 3,
+            "--log_row_ids", "--save_total_limit", 2, *WAYS[way], *method,
+        ]  # fmt: skip
+        self.whole = folder / "whole"
+        assert self.run(self.whole) == 0
+
+    def run(self, output: Path, *more: object) -> int:
+        return uniform_finetune.main([str(each) for each in (*self.flags, "--output_dir", output, *more)])
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def mixture(request: pytest.FixtureRequest, llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    return Mixture(request.param, llama_base, tmp_path_factory.mktemp("mixture"))
+
+
 @pytest.mark.parametrize("step", [2, 4, 6], ids=lambda step: f"broken off in step {step}")
 def test_a_run_that_broke_off_goes_on_to_the_byte(
-    way: str, step: int, llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mixture, dropout, log lines that span a checkpoint, the second and third epoch."""
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(RECORDS[:5] if name == "one" else RECORDS[5:]))
-    method = [] if "--peft_type" in WAYS[way] else ["--lora_target_modules", "all-linear", "--lora_dropout", 0.2]
-    flags = [
-        "--model_type", "llama", "--model_name_or_path", llama_base, "--val_set_size", 2, "--epochs", 3, "--data",
-        tmp_path / "one.json", f"{tmp_path / 'two.json'}*2", "--logging_steps", 2, "--save_steps", 1, "--eval_steps", 3,
-        "--log_row_ids", "--save_total_limit", 2, *WAYS[way], *method,
-    ]  # fmt: skip
-
-    def run(output: Path, *more: object) -> int:
-        return uniform_finetune.main([str(each) for each in (*flags, "--output_dir", output, *more)])
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(whole) == 0
+    whole, broken = mixture.whole, tmp_path / "broken"
     with monkeypatch.context() as patch:
         crashed(patch, step)
         with pytest.raises(Crash):
-            run(broken)
+            mixture.run(broken)
     assert not (broken / "run.json").exists()
-    assert run(broken, "--resume_from_checkpoint") == 0
+    assert mixture.run(broken, "--resume_from_checkpoint") == 0
     assert (broken / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
     assert log_of(broken) == log_of(whole)
     assert (broken / "row_ids.jsonl").read_bytes() == (whole / "row_ids.jsonl").read_bytes()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.schedule import duration
-from utils.studies.findings import ALL
+from utils.studies.answered import ALL
 from utils.studies.pictures import CELLS, CURVES, GROUPS, titles
 
 

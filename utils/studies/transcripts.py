@@ -8,13 +8,11 @@ both do, and the first that neither does. A kind that does not occur is said not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils import result_rows
+from utils.studies.answered import Answers
 from utils.studies.experiment import BASE, Experiment
-
-if TYPE_CHECKING:
-    from utils.studies.findings import Answers
 
 KINDS: Mapping[str, Callable[[bool, bool], bool]] = {
     "only {of} is right": lambda ours, theirs: ours and not theirs,
