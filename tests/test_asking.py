@@ -30,6 +30,14 @@ def test_a_question_with_options_in_each_style_and_language() -> None:
     assert "Reason first" in record(SPECS["aqua"], ITEM, "cot")["instruction"]
     asked = record(SPECS["ceval"], CN, "cot")
     assert asked["instruction"] == "哪个会浮？\n(A) 铁\n(B) 软木\n先推理，再给出正确选项的字母，格式为“答案是…”。"
+    assert asking.cued("木头会浮吗？", "direct", "yes_no") == "木头会浮吗？\n只给出“是”或“否”，格式为“答案是…”。"
+
+
+def test_the_chinese_examinations_have_the_five_examples_that_they_are_customarily_asked_with() -> None:
+    for key in ("ceval", "cmmlu"):
+        shots = chosen_shots(SPECS[key], 5)
+        assert len({shot.question for shot in shots}) == 5
+        assert {shot.answer for shot in shots} == set("ABCD")  # no letter that a model could always give
 
 
 def test_an_open_question_is_asked_in_its_own_words() -> None:

@@ -44,7 +44,7 @@ ASKED: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "cn": {
             "number": "数字",
             "choice": "正确选项的字母",
-            "yes_no": "是或否",
+            "yes_no": "“是”或“否”",
             "letters": "字母",
             "date": "日期",
             "text": "答案",
