@@ -7,8 +7,8 @@
     python3 evaluate.py --lora_dir saved_models/tiny_base_cot_sample --data cot_sample_test --compare_base --show 4
 
 --task: rows of data/tasks.toml, asked in a style and read by the task's type; the same command goes on where it was
-stopped. --data: does the answer that the model announces ("the answer is …", "答案是…") equal the record's? Answers
-are decoded greedily, but for --num_samples, in the prompt that the run was trained with. Intervals are at 95 %.
+stopped. --data: does the answer say what the record's own announces ("The answer is …", "答案是…")? Answers are decoded
+greedily, but for --num_samples, in the prompt that the run was trained with. Intervals are at 95 %.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import catalog, cli, exam_flags, held_out, outputs, records
+from utils import catalog, cli, exam_flags, outputs, records
 from utils.exam import Exam
 from utils.templates import without_answer
 
@@ -48,24 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def on_records(flags: argparse.Namespace, parts: Sequence[catalog.Part]) -> int:
     """Records with answers of their own."""
-    rows = [row for part in parts for row in records.read_chosen(part, seed=0)]
-    held_out.check_references(rows)
+    from utils import assistant, distributed, held_out, loading
 
-    from utils import assistant, distributed, loading
+    rows = [row for part in parts for row in records.read_chosen(part, seed=0)]
+    for row in rows:
+        held_out.reference(row)  # what cannot be compared is said before anything is decoded
 
     loading.quiet_libraries()
     distributed.set_threads()
     opened = assistant.open_run(flags.lora_dir, **cli.loading_wishes(flags))
     settings = cli.greedy_settings(flags.max_new_tokens)
     questions = [without_answer(row.record) for row in rows]
-    answers = {}
+    scored = {}
     for name, adapter in (("base", assistant.BASE), (named(flags), None))[not flags.compare_base :]:
         found = opened.answers(questions, settings, adapter=adapter, batch_size=flags.batch_size)
-        answers[name] = [answer.text for answer in found]
-    print("\n".join([*held_out.shown(rows[: flags.show], answers), *held_out.report(rows, answers)]))
+        scored[name] = held_out.score(rows, [answer.text for answer in found])
+    print("\n".join([*held_out.shown(rows, scored, flags.show), *held_out.report(scored)]))
     if flags.output:
         with outputs.atomic(flags.output) as file:
-            outputs.write_records(held_out.transcripts(rows, answers), file, array=False)
+            outputs.write_records(held_out.transcripts(rows, scored), file, array=False)
         print(f"answers: {flags.output}")
     return 0
 

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import environment
 
-from utils.scoring import exact_match, language
+from utils.scoring import Accuracy, language
 
 
 def main() -> int:
@@ -48,11 +49,15 @@ def main() -> int:
     return 0
 
 
-def accuracy(entries: list[dict[str, object]], who: str, chosen: str) -> object:
-    """Exact match of one model on one language."""
+def accuracy(entries: list[dict[str, Any]], who: str, chosen: str) -> Accuracy:
+    """Of one model on one language."""
     rows = [entry for entry in entries if chosen in ("all", language(str(entry["instruction"])))]
-    texts = [str(entry[who]["text"]) for entry in rows]  # pyright: ignore[reportIndexIssue]
-    return exact_match(texts, [str(entry["output"]) for entry in rows])
+    answers = [entry[who] for entry in rows]
+    return Accuracy(
+        correct=sum(answer["right"] for answer in answers),
+        total=len(answers),
+        unread=sum(answer["answer"] is None for answer in answers),
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import argparse
 import io
+import sys
 
 import pytest
 
@@ -116,6 +117,19 @@ def test_what_a_person_can_mend_is_one_line(
 
     assert main([]) == code
     assert capsys.readouterr().err == message
+
+
+def test_what_an_output_cannot_write_is_written_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="gbk", write_through=True))
+
+    @cli.reports_errors
+    def main(argv: object = None) -> int:
+        sys.stdout.write("⟦你好⟧ 😀\n")
+        return 0
+
+    assert main() == 0
+    assert written.getvalue().decode("gbk").strip() == r"\u27e6你好\u27e7 \U0001f600"
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -143,6 +143,22 @@ def test_language_of(text: str, language: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("1+1→2。所以答案是2。", "CN"),
+        ("北京", "CN"),
+        ("4+3→7. So the answer is 7.", "EN"),
+        ("是", ""),
+        ("7", ""),
+        ("", ""),
+    ],
+)
+def test_a_short_answer_is_counted_under_its_language(text: str, language: str) -> None:
+    assert language_of(text) == ""
+    assert language_of(text, hygiene.ENOUGH_TO_COUNT) == language
+
+
+@pytest.mark.parametrize(
     ("record", "languages", "mismatch"),
     [
         (single(ENGLISH, CHINESE), (), True),

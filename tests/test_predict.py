@@ -111,6 +111,17 @@ def test_a_sample_is_the_rows_own(finished: Path, records_file: Path, tmp_path: 
     assert any(one != two for one, two in a)
 
 
+def test_rows_that_cannot_be_read_are_said_before_the_others_are_asked(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "q.csv"
+    path.write_bytes(b"instruction\nHi\n" + "你好\n".encode("gb18030"))
+    assert run("--lora_dir", finished, "--data", path, *FEW, "--result_dir", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"1 of 2 rows cannot be asked, and fail: {path} row 2: not UTF-8" in said
+    assert "stop here: a file that has changed is another job" in said
+
+
 def test_prompts_that_do_not_fit_fail_alone_or_are_cut(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,6 +176,25 @@ def test_an_empty_file_is_no_input(tmp_path: Path) -> None:
         questions.survey(catalog.parse_mixture([str(tmp_path / "q.jsonl")]))
 
 
+def test_a_file_of_which_no_row_can_be_read_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "问题.csv"
+    path.write_bytes("instruction\n你好\n为什么？\n".encode("gb18030"))
+    with pytest.raises(
+        ValueError, match=r"no row of .*问题\.csv can be asked: .* row 1: not UTF-8 .* save the file as UTF-8"
+    ):
+        questions.survey(catalog.parse_mixture([str(path)]))
+    path.write_bytes(b"instruction\nHi\n" + "你好\n".encode("gb18030"))
+    found = questions.survey(catalog.parse_mixture([str(path)]))
+    assert (found.rows, found.unreadable) == (2, 1)
+    assert "row 2: not UTF-8" in found.fault
+
+
+def test_a_line_of_a_text_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_bytes(b"Hi\n" + "你好\n".encode("gb18030"))
+    with pytest.raises(ValueError, match=r"q\.txt line 2: not UTF-8 \(.*\); save the file as UTF-8"):
+        questions.given(None, "", tmp_path / "q.txt")
+
+
 def test_a_torn_file_becomes_the_uninterrupted_one(file: Path, tmp_path: Path) -> None:
     predict(file, tmp_path / "whole")
     expected = (tmp_path / "whole" / result_rows.NAME).read_bytes()

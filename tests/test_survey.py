@@ -44,7 +44,7 @@ def test_a_survey_counts_rows_shapes_findings_and_names_some(tmp_path: Path) -> 
     counts = found.counts()
     assert (counts["empty_answer"], counts["refusal"], counts["duplicate"]) == (5, 1, 5)
     assert found.examples["empty_answer"] == ["line 12", "line 13", "line 14"]
-    assert found.languages["CN"] == 1
+    assert found.languages["CN"] == 2
     assert found.column("characters")[-1] == len(hygiene.text_of(empty))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import io
 import os
 import re
 import sys
@@ -310,6 +311,12 @@ def bar(what: str, total: int | None = None, unit: str = "rows") -> Iterator[Cal
         yield lambda count: shown.update(count)
 
 
+def _say_anything() -> None:
+    """Characters that standard output's encoding lacks, such as GBK's for `⟦`, are written by their number."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 class Main(Protocol):
     """A script's `main`: arguments (None: those of the process) in, exit code out."""
 
@@ -322,6 +329,7 @@ def reports_errors(main: Main) -> Main:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        _say_anything()
         try:
             return main(argv)
         except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A task's answers, scored: what they say, majorities, options by their likelihood, groups, and the report.
+"""Answers, scored: what they say, majorities, options by their likelihood, groups, and the report.
 
 Knows: how answers are scored (`utils.readings`, `utils.similarity`), votes among several answers (self-consistency,
 Wang et al. 2022, arXiv:2203.11171), and the three ways of comparing likelihoods that EleutherAI's harness has. Does not

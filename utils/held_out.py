@@ -1,27 +1,40 @@
-"""Held-out records: whether what is answered to each announces the same as its own answer.
+"""Held-out records: whether what is answered to each says the same as its own answer.
 
-Knows: records with answers that announce something, accuracy in all and by language. Does not know tasks
-(`utils.evaluation`), models or flags.
+Knows: records with answers of their own, and which type of answer each announces; answers are read as those to a task
+are (`utils.readings`), and scored so (`utils.evaluation`). Does not know tasks, models or flags.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from utils import evaluation, readings
+from utils.evaluation import Scored
 from utils.readers import Row
-from utils.scoring import exact_match, extract_answer, language
+from utils.scoring import language
 from utils.templates import last_answer, to_messages, without_answer
 
+KINDS = ("choice", "yes_no", "date", "number", "text")
+"""Types of answer, the most particular first: what announces `(C) 18` is an option before it is a number."""
 
-def check_references(rows: Sequence[Row]) -> None:
-    """`ValueError` for a row whose own answer cannot be read; said before anything is decoded."""
-    for row in rows:
-        if extract_answer(last_answer(row.record)) is None:
-            raise ValueError(
-                f"{row.origin}: its answer announces nothing to compare with ('the answer is …' or '答案是…'): "
-                f"{last_answer(row.record)[-80:]!r}"
-            )
+
+def reference(row: Row) -> tuple[str, str]:
+    """(type, answer in that type's one form) of what a record's own answer announces.
+
+    Raises:
+        ValueError: it announces nothing.
+    """
+    text = last_answer(row.record)
+    for kind in KINDS:
+        found = readings.read(text, kind)
+        if found.how == "announced" and found.answer is not None:
+            return kind, found.answer
+    raise ValueError(
+        f"{row.origin}: its answer announces nothing to compare with; end it with 'The answer is …' or '答案是…': "
+        f"{text[-80:]!r}"
+    )
 
 
 def question_of(row: Row) -> str:
@@ -29,34 +42,53 @@ def question_of(row: Row) -> str:
     return to_messages(without_answer(row.record))[-1]["content"]
 
 
-def shown(rows: Sequence[Row], answers: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Lines with questions, the reference and every answer."""
-    for number, row in enumerate(rows):
-        expected = extract_answer(last_answer(row.record))
+def score(rows: Sequence[Row], texts: Sequence[str]) -> list[Scored]:
+    """What `texts`, one a row, say against the rows' own answers; where there are two languages, each is a group.
+
+    Raises:
+        ValueError: as `reference`.
+    """
+    languages = [language(question_of(row)) for row in rows]
+    scored = []
+    for row, text, spoken in zip(rows, texts, languages, strict=True):
+        kind, answer = reference(row)
+        scored.append(
+            Scored(
+                row=row.origin,
+                group=spoken if len(set(languages)) > 1 else "",
+                language=spoken,
+                reference=answer,
+                texts=(text,),
+                readings=(readings.read(text, kind),),
+                kind=kind,
+            )
+        )
+    return scored
+
+
+def shown(rows: Sequence[Row], scored: Mapping[str, Sequence[Scored]], count: int) -> Iterator[str]:
+    """Lines with the first `count` questions, and every answer to them; `scored` is by who answered."""
+    for number, row in enumerate(rows[:count]):
         yield f"question: {question_of(row)}"
-        for who, texts in answers.items():
-            mark = "right" if extract_answer(texts[number]) == expected else f"wrong, it is {expected}"
-            yield f"  {who:>8}: {texts[number]}  [{mark}]"
+        for who, found in scored.items():
+            (text,), is_right = found[number].texts, found[number].is_right(1)
+            yield f"  {who:>8}: {text}  [{'right' if is_right else f'wrong, it is {found[number].reference}'}]"
         yield ""
 
 
-def report(rows: Sequence[Row], answers: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Lines with the accuracy of each model, in all and by language."""
-    languages = [language(question_of(row)) for row in rows]
-    for chosen in [None, *sorted(set(languages))]:
-        members = [i for i, found in enumerate(languages) if chosen in (None, found)]
-        for who, texts in answers.items():
-            accuracy = exact_match([texts[i] for i in members], [last_answer(rows[i].record) for i in members])
-            yield f"{chosen or 'all':>4} {who:>8}: {accuracy}"
+def report(scored: Mapping[str, Sequence[Scored]]) -> Iterator[str]:
+    """Lines with the accuracy of each model, in all and by language, and how its answers were read."""
+    for who, found in scored.items():
+        yield from evaluation.report(who, found, 1)
 
 
-def transcripts(rows: Sequence[Row], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """One entry a row: where it came from, the record, and every answer as text and as read."""
+def transcripts(rows: Sequence[Row], scored: Mapping[str, Sequence[Scored]]) -> list[dict[str, Any]]:
+    """One entry a row: where it came from, the record, and every answer as text, as read, and whether it is right."""
     return [
-        {
-            "origin": row.origin,
-            **row.record,
-            **{who: {"text": texts[i], "answer": extract_answer(texts[i])} for who, texts in answers.items()},
-        }
-        for i, row in enumerate(rows)
+        {"origin": row.origin, **row.record, **{who: _answer(found[number]) for who, found in scored.items()}}
+        for number, row in enumerate(rows)
     ]
+
+
+def _answer(row: Scored) -> dict[str, Any]:
+    return {"text": row.texts[0], **asdict(row.readings[0]), "right": row.is_right(1)}

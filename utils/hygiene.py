@@ -93,6 +93,8 @@ ENGLISH_SHARE = 0.1
 """Of the words; in English prose these are about a fifth."""
 ENOUGH_LETTERS, LETTERS_PER_CHARACTER, DOMINANT = 30, 3, 0.7
 """How many letters tell a language; for how many a Chinese character stands; the share that a script must have."""
+ENOUGH_TO_COUNT = 2 * LETTERS_PER_CHARACTER
+"""Letters by which an answer is counted under a language, where a wrong one costs nothing: two Chinese characters."""
 # Lead bytes of UTF-8 tell scripts apart: E4 to E9 Han; EA to ED Hangul; C3 to C9 accented Latin; CE to DF, E0 and E1
 # other alphabets, from Greek to Thai. So letters are counted by deleting all other bytes, at a tenth of a loop's cost.
 NOT_LATIN = bytes(b for b in range(256) if not (b < 128 and chr(b).isalpha()) and not 0xC3 <= b <= 0xC9)
@@ -299,8 +301,8 @@ def is_mojibake(text: str) -> bool:
     return ftfy.badness.is_bad(text)
 
 
-def script_of(text: str) -> str:
-    """`latin`, `CN` or `other`; empty where there are too few letters, or no script has most of them."""
+def script_of(text: str, enough: int = ENOUGH_LETTERS) -> str:
+    """`latin`, `CN` or `other`; empty where there are fewer letters than `enough`, or no script has most of them."""
     encoded = text.encode(errors="replace")
     latin = len(encoded.translate(None, NOT_LATIN))
     chinese = other = 0
@@ -311,17 +313,17 @@ def script_of(text: str) -> str:
         if other > chinese / 4:  # Japanese and Korean have Han characters too
             chinese, other = 0, other + chinese
     total = latin + chinese + other
-    if total >= ENOUGH_LETTERS:
+    if total >= enough:
         for script, letters in (("latin", latin), ("CN", chinese), ("other", other)):
             if letters >= DOMINANT * total:
                 return script
     return ""
 
 
-def language_of(text: str) -> str:
-    """`EN`, `CN` or `other` (a script that is neither Latin nor Chinese); empty where that cannot be told: too few
-    letters, several scripts, program text, or another language in Latin letters."""
-    script = script_of(text)
+def language_of(text: str, enough: int = ENOUGH_LETTERS) -> str:
+    """`EN`, `CN` or `other` (a script that is neither Latin nor Chinese); empty where that cannot be told: fewer
+    letters than `enough`, several scripts, program text, or another language in Latin letters."""
+    script = script_of(text, enough)
     if script != "latin":
         return script
     return "EN" if len(ENGLISH.findall(text)) >= ENGLISH_SHARE * len(text.split()) else ""

@@ -44,6 +44,11 @@ def carry_out(
             held.enter_context(result_rows.writable(directory))
             held.enter_context(run_lock.held(directory, distributed.say))
         asked = distributed.decided_by_main(lambda: questions.survey(parts))
+        if asked.unreadable:
+            distributed.say(
+                f"{asked.unreadable:,} of {asked.rows:,} rows cannot be asked, and fail: {asked.fault}. To mend them "
+                "first, stop here: a file that has changed is another job"
+            )
         answerer = opened()
         for line in answerer.said:
             distributed.say(line)

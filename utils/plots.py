@@ -5,11 +5,27 @@ Knows: how to draw. Does not know how anything was computed. matplotlib is impor
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "Droid Sans Fallback",
+)
 BINS = 40
 
 
@@ -25,17 +41,31 @@ def pyplot(*, chinese: bool = True) -> Any:
     matplotlib.use("Agg")
     from matplotlib import font_manager, pyplot
 
-    installed = set(font_manager.get_font_names()) if chinese else set()
-    pyplot.rcParams["font.family"] = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in installed)]
+    fonts = _chinese_fonts(font_manager) if chinese else []
+    pyplot.rcParams["font.family"] = ["DejaVu Sans", *fonts]
     return pyplot
+
+
+def _chinese_fonts(font_manager: Any) -> list[str]:
+    """Those that matplotlib knows; where it knows none, those that have been installed since it last looked."""
+    if not any(font in CHINESE_FONTS for font in font_manager.get_font_names()):
+        known = {font.fname for font in font_manager.fontManager.ttflist}
+        for path in set(font_manager.findSystemFonts()) - known:
+            with suppress(OSError, RuntimeError, UnicodeDecodeError):  # of a font that nobody can read
+                font_manager.fontManager.addfont(path)
+    installed = set(font_manager.get_font_names())
+    return [font for font in CHINESE_FONTS if font in installed]
 
 
 def save(figure: Any, path: Path) -> None:
     """Writes a figure without matplotlib's name and version, so that equal pictures are equal files."""
-    figure.tight_layout()
     temporary = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        with warnings.catch_warnings():
+            # Without a Chinese font a name is boxes in the picture; two lines about each character would not mend that.
+            warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+            figure.tight_layout()
+            figure.savefig(temporary, format="png", metadata={"Software": None})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

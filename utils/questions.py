@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import catalog, formats, records, result_rows
-from utils.formats import BadRow
+from utils.formats import BadRow, not_utf8
 from utils.readers import outcomes, read_rows
 from utils.templates import without_answer
 
@@ -48,6 +48,10 @@ class Input:
     """Of the rows, as `Question.id` names them."""
     repeated: frozenset[int] = field(default_factory=frozenset)
     """What is asked more than once (`Question.asks`)."""
+    unreadable: int = 0
+    """Rows that are no records."""
+    fault: str = ""
+    """What is wrong with the first of them."""
 
     def __iter__(self) -> Iterator[Question]:
         return read(self.parts)
@@ -58,18 +62,25 @@ def survey(parts: list[catalog.Part]) -> Input:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown ending, a broken array or table, no rows.
+        ValueError: an unknown ending, a broken array or table, no rows, none that can be read.
     """
     digest, asked = hashlib.sha256(), Counter[int]()
-    rows = 0
+    rows = unreadable = 0
+    fault = ""
     for rows, question in enumerate(read(parts), start=1):  # noqa: B007
         digest.update(question.id.encode() + b"\n")
         if question.record is not None:
             asked[question.asks] += 1
+        else:
+            unreadable, fault = unreadable + 1, fault or question.error
     if not rows:
         raise ValueError(f"{parts[0].path} holds no records: the file is empty")
+    if unreadable == rows:
+        raise ValueError(f"no row of {parts[0].path} can be asked: {fault}")
     repeated = frozenset(asks for asks, count in asked.items() if count > 1)
-    return Input(parts=parts, rows=rows, sha256=digest.hexdigest(), repeated=repeated)
+    return Input(
+        parts=parts, rows=rows, sha256=digest.hexdigest(), repeated=repeated, unreadable=unreadable, fault=fault
+    )
 
 
 def read(parts: list[catalog.Part]) -> Iterator[Question]:
@@ -113,7 +124,10 @@ def given(
     if file is None:
         return _typed()
     if file.suffix == ".txt":
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        for number, line in enumerate(lines := text.splitlines(), start=1):
+            if bad := not_utf8(line, "the line", f"{file} line {number}"):
+                raise ValueError(str(bad))
         return [{"instruction": line, "input": ""} for line in lines if line.strip()]
     return [without_answer(row.record) for row in read_rows(file, answered=False)]
 

@@ -57,7 +57,8 @@ def result_lines(run: RunInfo, directory: Path) -> list[str]:
 def publish(run: RunInfo, directory: Path) -> list[str]:
     """Writes the plot, the card and, last, `run.json`: a directory that has it is a finished run. Returns
     `result_lines`."""
-    plots.loss(read_log(directory / LOG_NAME), directory / "loss.png", f"{Path(run.base).name} on {'-'.join(run.data)}")
+    data = "-".join(Path(name).name for name in run.data)
+    plots.loss(read_log(directory / LOG_NAME), directory / "loss.png", f"{Path(run.base).name} on {data}")
     (directory / "README.md").write_text(model_card(run), encoding="utf-8")
     runinfo.write(run, directory)
     return result_lines(run, directory)

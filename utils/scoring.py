@@ -1,14 +1,13 @@
 """Answers read out of text, and how sure an accuracy is.
 
-Knows: how an answer is announced in English and Chinese, exact match, and Wilson intervals. Does not know models, files
-or prompts.
+Knows: how an answer is announced in English and Chinese, and Wilson intervals. Does not know models, files or prompts.
+What a model answers is read by `utils.readings`, which reads more; this is the form that converters write.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 # The last announcement counts: a chain of reasoning may state partial answers on its way.
@@ -35,7 +34,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Exact matches among `total` answers; `unread` of them announced no answer and count as wrong."""
+    """Right ones among `total` answers; `unread` of them could not be read and count as wrong."""
 
     correct: int
     total: int
@@ -43,7 +42,7 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        """Share of exact matches, 0 to 1."""
+        """Share of right answers, 0 to 1."""
         return self.correct / self.total if self.total else 0.0
 
     @property
@@ -103,24 +102,6 @@ def _short(match: re.Match[str] | None) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).strip(AROUND).lower()
-
-
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> Accuracy:
-    """Compares the announced answer of each text in `answers` with that of its reference.
-
-    Raises:
-        ValueError: a reference that announces no answer.
-    """
-    correct = unread = 0
-    for number, (answer, reference) in enumerate(zip(answers, references, strict=True), start=1):
-        expected, found = extract_answer(reference), extract_answer(answer)
-        if expected is None:
-            raise ValueError(
-                f"reference {number} announces no answer ('the answer is …' or '答案是…'): {reference[-80:]!r}"
-            )
-        correct += found == expected
-        unread += found is None
-    return Accuracy(correct=correct, total=len(references), unread=unread)
 
 
 def wilson(successes: int, total: int, z: float = Z_95) -> tuple[float, float]:

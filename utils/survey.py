@@ -95,7 +95,7 @@ def survey(
                 examples.append(row.origin.removeprefix(f"{part.path} "))
         found.shapes[row.shape] += 1
         found.dialogues += "conversation" in row.record
-        found.languages[hygiene.language_of(last_answer(row.record))] += 1
+        found.languages[hygiene.language_of(last_answer(row.record), hygiene.ENOUGH_TO_COUNT)] += 1
         values = {"flags": bits, "characters": len(text)}
         values |= {"record": hygiene.record_hash(row.record), "prompt": hygiene.prompt_hash(row.record)}
         for name, value in values.items():

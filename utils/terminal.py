@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from utils import cli
-from utils.formats.faults import not_utf8
+from utils.formats import not_utf8
 
 PROMPT = "> "
 CONTINUED = "\\"

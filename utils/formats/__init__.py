@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.formats import json_rows, tables
-from utils.formats.faults import BAD_ROW, LONGEST_ROW, BadRow, RawRow, too_long
+from utils.formats.faults import BAD_ROW, LONGEST_ROW, BadRow, RawRow, not_utf8, too_long
 from utils.formats.json_rows import decoded, document
 from utils.formats.opening import COMPRESSED, open_text
 
-__all__ = ["BAD_ROW", "LONGEST_ROW", "BadRow", "RawRow", "decoded", "document", "open_text", "too_long"]
+__all__ = ["BAD_ROW", "LONGEST_ROW", "BadRow", "RawRow", "decoded", "document", "not_utf8", "open_text", "too_long"]
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 PROVENANCE = ".source.json"

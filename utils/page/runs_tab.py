@@ -16,14 +16,14 @@ from typing import Any
 
 import gradio
 
-from utils import lookup, plots, runinfo, scoring
+from utils import evaluation, held_out, lookup, plots, runinfo
 from utils.page import markup
 from utils.page.answering import Answering
 from utils.page.shared import HTML, Shared
 from utils.page.texts import Text, say
 from utils.readers import read_rows
 from utils.runinfo import RunInfo
-from utils.templates import last_answer
+from utils.scoring import Accuracy
 
 LOG = "training_log.jsonl"
 NO_ANSWERS = (LOG, "row_ids.jsonl")
@@ -101,7 +101,8 @@ def _description(run: RunInfo, language: str) -> str:
         (say("runs.trained_tokens", language), f"{run.trained_tokens:,}"),
         *[(name, f"{value:.4g}") for name, value in run.metrics.items() if isinstance(value, int | float)],
     ]
-    return markup.table([*rows, *([(say("runs.kept", language), run.kept)] if run.kept else [])])
+    kept = run.kept.removeprefix("kept: ")  # which the row's name says
+    return markup.table([*rows, *([(say("runs.kept", language), kept)] if kept else [])])
 
 
 def _ledger(run: RunInfo, language: str) -> str:
@@ -159,7 +160,7 @@ def evaluation_of(directory: Path, language: str) -> str:
     return markup.table(rows, [say(f"runs.{name}", language) for name in ("file", "who", "accuracy")])
 
 
-def accuracies(path: Path) -> dict[str, scoring.Accuracy]:
+def accuracies(path: Path) -> dict[str, Accuracy]:
     """The accuracy of each model whose answers are in a file of `evaluate.py --output`.
 
     Raises:
@@ -167,6 +168,7 @@ def accuracies(path: Path) -> dict[str, scoring.Accuracy]:
     """
     with path.open(encoding="utf-8") as lines:
         entries = [json.loads(line) for line in lines if line.strip()]
-    references = [last_answer(row.record) for row in islice(read_rows(path), len(entries))]
+    rows = list(islice(read_rows(path), len(entries)))
     models = [name for name in ("base", "adapter") if entries and isinstance(entries[0].get(name), dict)]
-    return {name: scoring.exact_match([entry[name]["text"] for entry in entries], references) for name in models}
+    scored = {name: held_out.score(rows, [entry[name]["text"] for entry in entries]) for name in models}
+    return {name: evaluation.accuracy(found, 1) for name, found in scored.items()}

@@ -16,7 +16,7 @@ from utils.readings.contract import Kind, Undecided
 from utils.readings.wording import MARKS, MARKS_BEFORE, OPENING, sentence
 
 CURRENCY = r"(?:(?:US|HK|NT)?\\?\$|Rs\.?|RMB|[€£¥₹])\s?"
-WHOLE = r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d{1,3}(?: \d{3}){2,}(?!\d)|\d+"
+WHOLE = r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d{1,3}(?: \d{3}){2,}(?!\d)|\d++"
 NUMBER = re.compile(
     rf"(?<![A-Za-z0-9_])(?<!\d[:'’′])(?P<minus>(?<![\w)\]}}%])-)?(?:{CURRENCY})?(?P<inner>-)?"
     rf"(?:(?P<mixed>\d+)\s(?=\d+/\d))?(?P<digits>(?:{WHOLE})(?:\.\d+)?|(?<!\d)\.\d+)(?![:'’′]\d)"
