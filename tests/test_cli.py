@@ -1,4 +1,5 @@
 import argparse
+import importlib
 import io
 import sys
 
@@ -130,6 +131,28 @@ def test_what_an_output_cannot_write_is_written_by_its_number(monkeypatch: pytes
 
     assert main() == 0
     assert written.getvalue().decode("gbk").strip() == r"\u27e6你好\u27e7 \U0001f600"
+
+
+def test_a_package_that_is_not_installed_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    @cli.reports_errors
+    def main(argv: object = None) -> int:
+        importlib.import_module("nobody_has_this")
+        return 0
+
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert f"error: nobody_has_this is not installed for {sys.executable}: activate the environment" in said
+    assert "source .venv/bin/activate" in said
+
+
+def test_a_module_of_ours_that_is_not_there_is_a_bug() -> None:
+    @cli.reports_errors
+    def main(argv: object = None) -> int:
+        importlib.import_module("utils.nothing")
+        return 0
+
+    with pytest.raises(ModuleNotFoundError):
+        main()
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TextIO
@@ -336,6 +337,16 @@ def reports_errors(main: Main) -> Main:
             rank = os.environ.get("LOCAL_RANK", "0")
             where = "" if rank == "0" else f"[process {rank}] "
             print(f"{where}error: {error}", file=sys.stderr, flush=True)
+            return 1
+        except ModuleNotFoundError as error:
+            if find_spec((error.name or "utils").partition(".")[0]):
+                raise  # the package is there: something in it, or in ours, is broken
+            print(
+                f"error: {error.name} is not installed for {sys.executable}: activate the environment that `make "
+                "install` made (source .venv/bin/activate), or pip install -r requirements.txt",
+                file=sys.stderr,
+                flush=True,
+            )
             return 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
