@@ -39,6 +39,8 @@ def test_a_run_says_what_it_is_and_where_its_rows_went(finished: Path) -> None:
     about, loss, ledger, settings, evaluation = runs_tab.shown("run", finished, None, "zh")
     assert run.base in about
     assert f"{run.trained_tokens:,}" in about
+    assert f"<th>{say('runs.kept', 'zh')}</th><td>{run.kept.removeprefix('kept: ')}</td>" in about
+    assert run.kept.startswith("kept: ")
     assert "<img" in loss
     assert f"<td>{run.ledger['trained']:,}</td>" in ledger
     assert "learning_rate" in settings

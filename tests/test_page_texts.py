@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from utils import cli
+from utils import catalog, cli
 from utils.page import texts
-from utils.page.texts import LANGUAGES, say
+from utils.page.texts import LANGUAGES, Text, say
 
 
 def test_every_text_is_there_in_every_language_with_the_same_blanks() -> None:
@@ -28,7 +28,7 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
     named = set(re.findall(r"""["']([a-z]+\.[a-z_]+)["']""", source)) & {
         f"{group}.{name}" for group, name in (key.split(".") for key in texts.read_texts())
     }
-    built = {key for key in texts.read_texts() if re.match(r"(tab|parameter|data|runs|compare)\.", key)}
+    built = {key for key in texts.read_texts() if re.match(r"(tab|parameter|data|runs|compare|tag)\.", key)}
     assert set(texts.read_texts()) <= named | built
     with pytest.raises(ValueError, match=r"unknown text.*do\.send"):
         say("do.sent", "en")
@@ -48,6 +48,19 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
 )
 def test_the_language_is_the_address_s_or_the_browser_s_first(accepted: Any, asked: Any, language: str) -> None:
     assert texts.preferred(accepted, asked) == language
+
+
+def test_every_tag_of_the_catalogue_is_explained() -> None:
+    for tag in (*catalog.LANGUAGES, *catalog.TASKS, *catalog.GENERATIONS):
+        for language in LANGUAGES:
+            assert re.fullmatch(rf"{tag}( \(|（).+[)）]", say(f"tag.{tag}", language))
+    assert [say(f"tag.{said}", "zh") for said in catalog.MODEL_OUTPUTS] == ["是", "否", "部分"]
+
+
+def test_a_table_s_headers_change_with_the_language() -> None:
+    labels = texts.Labels(shown=[(None, {"label": Text("page.examples"), "headers": [Text("do.send")] * 2})])
+    (told,) = labels.updates("zh")
+    assert (told["label"], told["headers"]) == ("示例", ["发送", "发送"])
 
 
 def test_a_language_that_a_request_makes_up_is_english() -> None:

@@ -19,7 +19,7 @@ from utils.catalog import DatasetSpec
 from utils.encode import Encoder
 from utils.page import markup
 from utils.page.shared import HTML, Shared
-from utils.page.texts import Text, say
+from utils.page.texts import Text, read_texts, say
 from utils.proof import MaskError
 from utils.readers import Row, read_rows
 from utils.templates import last_answer
@@ -134,14 +134,22 @@ class Browser:
         return number, told + cut, markup.marked_ids(encoded.input_ids, tokenizer, control_ids(tokenizer), trained)
 
     def _tags(self, spec: DatasetSpec, language: str) -> str:
+        def told(value: Any) -> str:
+            if isinstance(value, tuple):
+                return ", ".join(told(each) for each in value)
+            if isinstance(value, int):
+                return f"{value:,}"
+            return say(f"tag.{value}", language) if f"tag.{value}" in read_texts() else value
+
         values = {name: getattr(spec, name) for name in _TAGS}
-        shown = {name: ", ".join(v) if isinstance(v, tuple) else f"{v:,}" if isinstance(v, int) else v
-                 for name, v in values.items() if v}  # fmt: skip
+        shown = {name: told(value) for name, value in values.items() if value}
         return markup.table([(say(f"data.{name}", language), value) for name, value in shown.items()])
 
     def _figures(self, key: str, model: str, language: str) -> str:
         found = self._statistics(key, model)
-        names = {"CN": "中文", "EN": "English", "": say("data.unknown", language)}
+        names = {"CN": "中文", "EN": "English"} | {
+            name: say(f"data.{text}", language) for name, text in {"": "unknown", "other": "other"}.items()
+        }
         spoken = ", ".join(f"{names.get(name, name)} {count:,}" for name, count in found["languages"].most_common())
         lengths, trained = found["lengths"], found["trained"]
         spread = ""
@@ -172,7 +180,7 @@ class Browser:
         return {
             "rows": len(rows),
             "dialogues": sum("conversation" in row.record for row in rows),
-            "languages": Counter(hygiene.language_of(last_answer(row.record)) for row in rows),
+            "languages": Counter(hygiene.language_of(last_answer(row.record), hygiene.ENOUGH_TO_COUNT) for row in rows),
             "lengths": sorted(len(each.input_ids) for each in kept),
             "trained": sum(each.num_targets for each in kept),
         }

@@ -46,7 +46,8 @@ def build(page: Shared) -> None:
     put(gradio.Markdown, Text("instruction.output"))
     answer = page.answer("instruction-answer")
     status = page.status_line("instruction")
-    page.examples("instruction", [instruction, given])
+    headers = [Text("instruction.instruction"), Text("instruction.input")]
+    page.examples("instruction", [instruction, given], headers)
     prompt = page.prompt_panel("instruction")
 
     tab = Instruction(page)

@@ -100,10 +100,11 @@ class Shared:
         """The component for the exact prompt."""
         return gradio.Markdown(elem_id=f"{name}-prompt", **HTML)
 
-    def examples(self, name: str, inputs: Sequence[Any]) -> None:
-        """Questions to choose from."""
+    def examples(self, name: str, inputs: Sequence[Any], headers: Sequence[Text] = ()) -> None:
+        """Questions to choose from; several inputs make them a table, whose columns `headers` name."""
         made = gradio.Examples(list(map(list, read_examples()[name])), list(inputs), label=say("page.examples", "en"))
-        self.labels.shown.append((made.dataset, {"label": Text("page.examples")}))
+        named = {"headers": headers} if headers else {}
+        self.labels.shown.append((made.dataset, {"label": Text("page.examples"), **named}))
 
 
 @functools.cache

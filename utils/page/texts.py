@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -85,7 +85,7 @@ def preferred(accepted: str | None, asked: str | None = None) -> str:
 class Labels:
     """The components that show texts of the table, so that all can be changed to another language at once."""
 
-    shown: list[tuple[Any, Mapping[str, Text]]] = field(default_factory=list)
+    shown: list[tuple[Any, Mapping[str, Text | Sequence[Text]]]] = field(default_factory=list)
 
     def put(self, make: Callable[..., Made], *values: Any, **options: Any) -> Made:
         """A component whose options, or first value, may be a `Text`, in English at first."""
@@ -105,6 +105,9 @@ class Labels:
         """What Gradio is told so that each component speaks the language."""
         told = []
         for _, keys in self.shown:
-            said: dict[str, Any] = {name: say(key, language) for name, key in keys.items()}
+            said: dict[str, Any] = {
+                name: say(key, language) if isinstance(key, Text) else [say(each, language) for each in key]
+                for name, key in keys.items()
+            }
             told.append(gradio.update(**said))
         return told
