@@ -200,7 +200,8 @@ def test_the_two_readmes_say_the_same() -> None:
     ]
     assert structure[0] == structure[1]
     numbers = [
-        sorted(set(re.findall(r"(\d(?:[\d,.]*\d)?) ?%", path.read_text(encoding="utf-8")))) for path in (english, chinese)
+        sorted(set(re.findall(r"(\d(?:[\d,.]*\d)?) ?%", path.read_text(encoding="utf-8"))))
+        for path in (english, chinese)
     ]  # with a blank before the sign in English and without in Chinese, as is the custom
     assert numbers[0] == numbers[1]
 
