@@ -58,6 +58,15 @@ def test_worked_examples_come_first_with_their_reasoning_where_the_style_has_it(
     assert reasoned.index(shots[0].question) < reasoned.index(shots[1].question) < reasoned.index(ITEM.question)
 
 
+def test_of_examples_in_two_languages_those_of_the_question_come_first() -> None:
+    for item in list(items(SPECS["cot_sample_test"]))[::20]:
+        tongue = asking.spoken(item)
+        shots = chosen_shots(SPECS["cot_sample_test"], 6, tongue)
+        assert [asking.language(shot.question) == tongue for shot in shots] == [True] * 4 + [False] * 2
+    en = chosen_shots(SPECS["commonsenseqa"], 2)
+    assert chosen_shots(SPECS["commonsenseqa"], 2, "cn") == en, "what is in one language stays in its order"
+
+
 def test_too_many_examples_and_unknown_styles() -> None:
     with pytest.raises(ValueError, match="task 'Coin flip' has 2 worked examples, not 9: add some to few_shots.toml"):
         chosen_shots(SPECS["coin_flip"], 9)
@@ -113,8 +122,8 @@ def test_the_sums_in_the_examples_are_right() -> None:
     for left, right in found:
         assert value(left) == float(right), (left, right)
     for shot in read_shots()["rings"]:
-        for first, sign, second, result in re.findall(r"(\d)([-+])(\d)→(\d)", shot.reasoning):
-            assert value(f"{first}{sign}{second}") % 10 == int(result)
+        for first, sign, second, result in re.findall(r"(\d)([-+×])(\d)→(\d)", shot.reasoning):
+            assert value(f"{first}{sign.replace('×', '*')}{second}") % 10 == int(result)
 
 
 def test_no_example_is_a_question_of_a_task_that_is_here(real_data: Path) -> None:

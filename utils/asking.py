@@ -90,8 +90,8 @@ def read_shots(file: Path = DATA_DIR / "few_shots.toml") -> Mapping[str, tuple[S
     return MappingProxyType(lists)
 
 
-def chosen_shots(spec: TaskSpec, count: int) -> tuple[Shot, ...]:
-    """The first `count` worked examples of a task.
+def chosen_shots(spec: TaskSpec, count: int, tongue: str = "") -> tuple[Shot, ...]:
+    """The first `count` worked examples of a task; of a list in two languages those in `tongue` (`en`, `cn`) first.
 
     Raises:
         ValueError: the task has fewer.
@@ -103,7 +103,7 @@ def chosen_shots(spec: TaskSpec, count: int) -> tuple[Shot, ...]:
         raise ValueError(
             f"task {spec.title!r} has {len(shots)} worked examples, not {count}: add some to few_shots.toml"
         )
-    return shots[:count]
+    return tuple(sorted(shots, key=lambda shot: bool(tongue) and language(shot.question) != tongue)[:count])
 
 
 def record(spec: TaskSpec, item: Item, style: str, shots: Sequence[Shot] = ()) -> dict[str, str]:

@@ -75,7 +75,8 @@ class Exam:
         return rows
 
     def _row(self, item: Item) -> dict[str, Any]:
-        spoken, shots = asking.spoken(item), asking.chosen_shots(self.spec, self.shots)
+        spoken = asking.spoken(item)
+        shots = asking.chosen_shots(self.spec, self.shots, spoken)
         record: Mapping[str, Any]
         if self.is_weighed:
             record, continuations = asking.weighed(self.spec, item, self.style, shots, self.choice_by)
