@@ -93,6 +93,36 @@ def test_a_comparison_pairs_seeds_and_questions(found: dict[str, Any]) -> None:
     assert all(each["verdict"] == "no difference shown" for each in found["comparisons"])
 
 
+def test_two_evaluations_of_the_base_are_one_pair(tmp_path: Path) -> None:
+    data, questions = write_rows(tmp_path / "d.jsonl", ROWS), write_rows(tmp_path / "q.jsonl", QUESTIONS)
+    asked = f'''
+[evaluations.again]
+title = "Once more"
+task = "gsm8k"
+task_file = "{questions}"
+max_new_tokens = 5
+
+[[comparisons]]
+asks = "Are more tokens better?"
+of = "base/again"
+against = "base/sums"
+'''
+    (tmp_path / "e.toml").write_text(experiment_text(TINY_BASE, data, questions, tail=asked), encoding="utf-8")
+    made = make(read(tmp_path / "e.toml"), tmp_path / "e.toml", tmp_path / "out")
+    for line in made.lines:
+        for command, right in zip(line.commands[-2:], ("0000", "1000"), strict=True):
+            write_answers(command.directory, [each == "1" for each in right])
+        if line.training is not None:
+            write_run(line.training.directory)
+    (only,) = [
+        each
+        for each in findings.collect(made, MACHINE)["comparisons"]
+        if "more tokens" in each["asks"] and each["group"] == "all"
+    ]
+    assert (only["by_seed"], len(only["mcnemar"])) == ([0.25], 1)
+    assert only["over_seeds"]["low"] is None
+
+
 def compared(by_seed: list[float], low: float, high: float, p: float | None, **fields: Any) -> dict[str, Any]:
     return {
         "by_seed": by_seed, "over_questions": {"low": low, "high": high}, "p_holm": p, "expects": "any", "by": 0.0,

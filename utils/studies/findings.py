@@ -152,7 +152,7 @@ def _compared(
     for ours, theirs in zip(experiment.cells(comparison.of), experiment.cells(comparison.against), strict=True):
         pairs = [
             tuple(answers[variant, None if variant == BASE else seed, name] for variant, name in (ours, theirs))
-            for seed in experiment.seeds
+            for seed in (experiment.seeds if {ours[0], theirs[0]} != {BASE} else [None])  # the base has one run
         ]
         for group in _groups(experiment, answers, ours[1]):
             yield {
