@@ -26,14 +26,14 @@ demo: $(VENV)/installed
 	@echo "adapter: $(RUN)   loss curve: $(RUN)/loss.png"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pip check
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(AT_OLDEST:%=tests/test_%.py)
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(AT_OLDEST:%=tests/test_%.py)
 
 coverage: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-context=test --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov --cov-context=test --cov-report=term-missing:skip-covered
 
 check: lint types test
 

@@ -127,7 +127,7 @@ def test_evaluate_reads_answers_and_compares_with_the_base(
     assert sum(line.split()[:1] == ["all"] for line in printed.splitlines()) == 2
     entries = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [entry["origin"] for entry in entries] == [f"{test} row 1", f"{test} row 2"]
-    assert entries[0]["base"].keys() == {"text", "answer"}
+    assert entries[0]["base"].keys() == {"text", "answer", "how", "right"}
 
 
 def test_evaluate_looks_a_size_up_as_generate_does(
