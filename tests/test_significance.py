@@ -24,7 +24,9 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 @pytest.mark.parametrize("values", [[0.5], [1.0, 1.0, 1.0], [0.0, 0.0], [0.055 - 0.15] * 3])
 def test_what_does_not_vary_has_no_interval_over_seeds(values: list[float]) -> None:
-    assert over_seeds(values) == Interval(mean=pytest.approx(values[0]), low=None, high=None)
+    found = over_seeds(values)
+    assert found == Interval(mean=found.mean, low=None, high=None)
+    assert found.mean == pytest.approx(values[0])
 
 
 @given(BOOLS)
