@@ -206,6 +206,15 @@ def test_the_two_readmes_say_the_same() -> None:
     assert numbers[0] == numbers[1]
 
 
+def test_the_readmes_table_of_data_has_every_dataset_of_the_collection() -> None:
+    rows = catalog.read_catalog()
+    for name in ("README.md", "CN_README.md"):
+        table = (REPOSITORY / name).read_text(encoding="utf-8").partition("docs/conversions.md)")[2].partition("![")[0]
+        named = set(re.findall(r"`(\w+)`", table))
+        assert named <= rows.keys(), named - rows.keys()
+        assert {key for key, row in rows.items() if row.status in ("collected", "in progress")} <= named
+
+
 def test_no_chinese_word_is_broken_by_the_end_of_a_line() -> None:
     """Markdown shows the end of a line as a blank, which Chinese does not have between two characters."""
     text = (REPOSITORY / "CN_README.md").read_text(encoding="utf-8")
