@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = make_parser().parse_args(argv)
     directory = flags.output_dir or STUDIES / flags.experiment.stem
 
-    from utils import distributed, loading, machine, run_lock
+    from utils import distributed, loading, machine, outputs, run_lock
 
     loading.quiet_libraries()  # first: what is imported next brings libraries that talk
     from utils.studies import carrying_out, experiment, findings, pages, plan, tables
 
     read = experiment.read(flags.experiment)
-    with run_lock.held(directory, distributed.say):
+    with outputs.gone_if_empty(directory), run_lock.held(directory, distributed.say):
         planned = plan.make(read, flags.experiment, directory)
         distributed.say("\n".join([read.title, *planned.lines_for_people()]))
         if flags.dry_run:

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     course = planned(chosen, base, tokenizer, data)
     distributed.say(f"on {base.device}, {distributed.world_size()} process(es), {threads} of {cores} cores each")
     if values.dry_run:
-        distributed.say("dry run: nothing was trained or written")
+        distributed.say("dry run: nothing was trained; the rows that were encoded are kept for the next run")
         return 0
     course.foreseen.require_memory()
     trainable = course.foreseen.trainable

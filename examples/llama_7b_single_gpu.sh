@@ -2,7 +2,7 @@
 # LLaMA-7B on one GPU: look at the data, train in 8 bits with LoRA, ask. BASE is a local directory or a hub id.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-BASE=${BASE:-decapoda-research/llama-7b-hf}
+BASE=${BASE:-huggyllama/llama-7b}
 
 python3 uniform_finetune.py --model_type llama --model_name_or_path "$BASE" --data alpaca-belle-cot --preview 3
 python3 uniform_finetune.py --model_type llama --model_name_or_path "$BASE" --data alpaca-belle-cot \

@@ -95,7 +95,7 @@ def test_questions_of_evaluation_sets_are_not_trained_on(tokenizer: Any, tmp_pat
     sets = EvaluationSets([QuestionSet(name="t", questions=(question,), ngram=13)], absent=["u"])
     data = build(path, tokenizer=tokenizer, val_set_size=0, overlap=sets)
     assert data.ledger.total.dropped == {what("evaluation_overlap"): 1}
-    assert "held against the questions of t; not on this machine: u" in data.ledger.notes
+    assert "held against the questions of t; the files of 1 other tasks are not on this machine" in data.ledger.notes
     kept = build(
         path, tokenizer=tokenizer, val_set_size=0, overlap=sets, drop=hygiene.resolve(keep=["evaluation_overlap"])
     )
@@ -140,7 +140,7 @@ def test_a_lowered_validation_set_is_said(tokenizer: Any, tmp_path: Path) -> Non
     ("rows", "options", "message"),
     [
         (RECORDS, {"cutoff_len": 8}, r"all 8 rows were dropped \(8: longer than --cutoff_len 8\): raise --cutoff_len"),
-        ([{"instruction": "a", "output": ""}] * 3, {}, r"all 3 rows were dropped \(3: an answer is empty\): give --data other rows; --keep names"),
+        ([{"instruction": "a", "output": ""}] * 3, {}, r"all 3 rows were dropped \(3: an answer is empty\): give --data other rows; --keep empty_answer keeps these"),
     ],
 )  # fmt: skip
 def test_nothing_left_is_an_error(tokenizer: Any, tmp_path: Path, rows: Any, options: Any, message: str) -> None:

@@ -77,5 +77,7 @@ def test_what_cannot_be_looked_at_is_said(run: Path, tmp_path: Path) -> None:
 
 
 def test_which_tasks_a_note_names() -> None:
-    assert overlap.held_against("held against the questions of a, b; not on this machine: c") == {"a", "b"}
+    assert overlap.held_against(
+        "held against the questions of a, b; the files of 1 other tasks are not on this machine"
+    ) == {"a", "b"}
     assert overlap.held_against("3 rows were cut") == set()

@@ -86,7 +86,7 @@ def test_what_is_asked_for_is_done() -> None:
 def test_what_does_not_fit_is_said_with_what_helps() -> None:
     small = chosen_on(5)
     assert not small.fits
-    assert "it does NOT fit" in "\n".join(small.lines())
+    assert "90% can be used): --quantization_bit 4, a lower --cutoff_len" in "\n".join(small.lines())
     with pytest.raises(
         ValueError, match=r"would need 1\d.\d GB on a device with 5.0 GB free: choose --quantization_bit 4"
     ):
@@ -148,8 +148,7 @@ def test_a_run_on_this_machine_is_foreseen_from_its_rows() -> None:
     found = foresee(resolve(make_parser().parse_args([])), base, rows, Device.here("fp32"), 7)
     assert found.fits
     assert 0 < found.footprint.total < GIB
-    assert found.device.flops is not None
-    assert found.device.flops > 1e8
+    assert found.device.flops
     text = "\n".join(found.lines())
     assert "for 7 steps" in text
     assert "measured here" in text

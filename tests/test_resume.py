@@ -66,7 +66,10 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(
 ) -> None:
     before = (run / "run.json").read_text()
     assert finetune(llama_base, data, run, *SHAPE, "--epochs", 2, "--resume_from_checkpoint") == 0
-    assert "is finished (6 steps): nothing to do. More --epochs go on with it" in capsys.readouterr().out
+    assert (
+        "is finished (6 steps): nothing to do. More --epochs, or a larger --max_steps, go on with it"
+        in capsys.readouterr().out
+    )
     assert (run / "run.json").read_text() == before
     assert finetune(llama_base, data, run, *SHAPE, "--epochs", 3, "--resume_from_checkpoint") == 0
     assert steps_of(run) == list(range(1, 10))

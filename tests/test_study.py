@@ -122,6 +122,13 @@ def test_a_dry_run_says_every_command_and_trains_nothing(tmp_path: Path, folder:
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_study_that_cannot_be_leaves_nothing(tmp_path: Path, folder: Path, capsys: Any) -> None:
+    (tmp_path / "e.toml").write_text((folder / "e.toml").read_text(encoding="utf-8").replace("d.jsonl", "gone.jsonl"))
+    assert study.main([str(tmp_path / "e.toml"), "--output_dir", str(tmp_path / "out"), "--dry_run"]) == 1
+    assert "gone.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_studies_do_not_write_to_one_place(tmp_path: Path, folder: Path, capsys: Any) -> None:
     from utils import run_lock
 

@@ -60,7 +60,7 @@ class Screen(Protocol):
         ...
 
 
-_PLAIN = MappingProxyType({"clear": "/clear", "stop": "/stop"})
+_PLAIN = MappingProxyType({"clear": "/clear", "stop": "/stop", "exit": "/stop", "quit": "/stop"})
 """The commands of the original's chat."""
 _COMMAND = re.compile(r"(/[A-Za-z]+)(?:\s+(.*))?", flags=re.DOTALL)
 _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = MappingProxyType(
@@ -322,7 +322,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "/adapter": Command(
             run=Chat._choose, argument="[NAME]", explanation="shows the adapters, or chooses which one answers"
         ),
-        "/stop": Command(run=Chat._end, explanation="ends the chat; so does `stop`"),
+        "/stop": Command(run=Chat._end, explanation="ends the chat; so do `stop`, `exit` and `quit`"),
     }
 )
 

@@ -96,7 +96,9 @@ def list_lines(rows: Mapping[str, DatasetSpec]) -> list[str]:
     ]
     total = sum(spec.size or 0 for spec in rows.values() if spec.status != "part")
     lines = table(["key", "lang", "task", "gen", "rows", "here", "licence"], cells)
-    return [*lines, f"{len(rows)} datasets; {total:,} rows as published, parts not counted"]
+    parts = sum(spec.status == "part" for spec in rows.values())
+    sets = len(rows) - parts
+    return [*lines, f"{sets} datasets of {total:,} rows as published, and {parts} parts of datasets"]
 
 
 def show_lines(key: str, spec: DatasetSpec, parts: Sequence[str]) -> list[str]:

@@ -86,8 +86,8 @@ def finetune(course: Course, *, overwrite: bool, started: float) -> int:
         if checkpoint is not None:
             if distributed.decided_by_main(lambda: _is_finished(chosen.output_dir, checkpoint, steps)):
                 distributed.say(
-                    f"the run in {chosen.output_dir} is finished ({steps.total:,} steps): nothing to do. More --epochs "
-                    "go on with it, --overwrite starts anew"
+                    f"the run in {chosen.output_dir} is finished ({steps.total:,} steps): nothing to do. More "
+                    "--epochs, or a larger --max_steps, go on with it; --overwrite starts anew"
                 )
                 return 0
             course = replace(course, foreseen=_as_before(checkpoint, course.foreseen, identity))

@@ -90,6 +90,8 @@ def advice(name: str, reason: str, flag: str = "--model_name_or_path") -> str:
     if Path(name).expanduser().is_dir():
         reason = re.sub(r"\.?\s*Checkout '.*' for available files", "", reason).rstrip(".")
         return f"cannot load {name!r}: {reason}. Its files are not whole: download them again"
+    if Path(name).parent.name and Path(name).parent.is_dir():
+        reason = f"there is no directory {name} here, and {reason}"
     return (
         f"cannot load {name!r}: {reason}. Give a local directory to {flag}; or name a mirror with "
         "HF_ENDPOINT=https://…; or, if it is private or gated, log in with `hf auth login` or set HF_TOKEN"

@@ -219,6 +219,9 @@ def measured_flops(device: torch.device | str, precision: Precision, *, most: in
     kind = DTYPES[precision]
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     best, spent, width = 0.0, 0.0, 128
+    small = torch.ones((width, width), dtype=kind, device=device)
+    torch.mm(small, small)  # a process's first one loads the library: 1.7 s on a busy machine
+    wait()
     while spent < 0.05:
         left = torch.ones((width, width), dtype=kind, device=device)
         started = time.perf_counter()

@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,6 +100,16 @@ def into(directory: Path) -> Iterator[Path]:
         for file in sorted(folder.iterdir()):
             file.replace(directory / file.name)
         sync(directory)
+
+
+@contextmanager
+def gone_if_empty(directory: Path) -> Iterator[None]:
+    """Afterwards `directory` is gone if nothing is in it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def sync(path: Path) -> None:

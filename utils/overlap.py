@@ -120,8 +120,8 @@ class EvaluationSets:
         """Hex sha256 over names, run lengths and words: equal for sets that match the same texts."""
 
     def described(self) -> str:
-        """What rows were held against, and which tasks are not here, in one line."""
-        absent = f"; not on this machine: {', '.join(self.absent)}" if self.absent else ""
+        """What rows were held against, and how many tasks are not here, in one line."""
+        absent = f"; the files of {len(self.absent)} other tasks are not on this machine" if self.absent else ""
         return f"{HELD_AGAINST}{', '.join(self.checked) or 'no evaluation set'}{absent}"
 
     def __reduce__(self) -> tuple[Any, ...]:

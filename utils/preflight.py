@@ -113,7 +113,7 @@ class Preflight:
             yield f"  {name:<12}{megabytes(size):>12}"
         if self.device.memory is not None:
             share = self.footprint.total / self.device.memory
-            yield f"  {'free':<12}{megabytes(self.device.memory):>12}: it {self._verdict()} ({share:.0%})"
+            yield f"  {'free':<12}{megabytes(self.device.memory):>12}: it {self._verdict(share)}"
         checkpointing = f"gradient checkpointing {'on' if self.checkpointing else 'off'} ({self.why})"
         yield f"micro-batches: {self._batches()}; {checkpointing}"
         speed = f"{(self.device.flops or ASSUMED_FLOPS) / 1e12:,.2g} TFLOP/s"
@@ -127,8 +127,11 @@ class Preflight:
             f"at most {self.micro_batch.said()}, {self.batches:.1f} a step on each device; padding {self.padding:.1%}"
         )
 
-    def _verdict(self) -> str:
-        return "fits" if self.fits else "does NOT fit"
+    def _verdict(self, share: float) -> str:
+        if self.fits:
+            return f"fits ({share:.0%})"
+        smaller = "--quantization_bit 4, a lower --cutoff_len or another --size takes less"
+        return f"does NOT fit ({share:.0%}; {USABLE:.0%} can be used): {smaller}"
 
     def require_memory(self) -> None:
         """`ValueError` with what helps if the run would take more than all free memory."""

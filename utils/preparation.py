@@ -122,6 +122,10 @@ def convert(given: Sequence[str], out: Path, *, converter: str | None, options: 
     """Converts upstream files: a key of the catalogue and files, or files alone, and `converter` says what they are."""
     rows = catalog.read_catalog()
     names = list(given)
+    if not converter and names[0] not in rows and Path(names[0]).exists():
+        raise ValueError(
+            f"convert {names[0]}: that is a file; before it comes a key of the catalogue, or --converter NAME"
+        )
     if not converter or (names[0] in rows and not Path(names[0]).exists()):
         spec = lookup.find("dataset", names.pop(0), rows, "convert KEY RAW...")
         converter = converter or spec.converter

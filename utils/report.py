@@ -50,7 +50,7 @@ def result_lines(run: RunInfo, directory: Path) -> list[str]:
         *([run.kept] if run.kept else []),
         f"{what}: {directory}",
         f"loss curve: {directory / 'loss.png'}",
-        f"ask it: python3 generate.py --lora_dir {directory}",
+        f"ask it: python3 generate.py --lora_dir {directory} --greedy",
     ]
 
 
@@ -96,7 +96,7 @@ def model_card(run: RunInfo) -> str:
     )
     metrics = "\n".join(f"- {name}: {value}" for name, value in run.metrics.items())
     ledger = "\n".join(f"- {line}" for line in ledger_lines(run.ledger))
-    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(run.settings.items()))
+    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(run.settings.items()) if value is not None)
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     words = _words(run)
     return f"""---
@@ -107,8 +107,10 @@ def model_card(run: RunInfo) -> str:
 
 {words["method"]}
 
-Load it with `{words["loader"]}.from_pretrained`, or ask it with `python3 generate.py --lora_dir <this directory>`. The
-prompt must be the one it was trained with: template `{run.settings["template"]}`, sha256 `{run.template_hash[:16]}…`.
+Load it with `{words["loader"]}.from_pretrained`, or ask it with
+`python3 generate.py --lora_dir <this directory> --greedy`.
+The prompt must be the one it was trained with: template `{run.settings["template"]}`, sha256
+`{run.template_hash[:16]}…`.
 
 ## Data
 

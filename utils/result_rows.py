@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -44,11 +44,8 @@ def writable(directory: Path) -> Iterator[None]:
             pass
     except OSError as error:
         raise ValueError(f"--result_dir {directory} cannot be written to ({error.strerror}): choose another") from error
-    try:
+    with outputs.gone_if_empty(directory):
         yield
-    finally:
-        with suppress(OSError):
-            directory.rmdir()
 
 
 def row_id(number: int, content: str) -> str:

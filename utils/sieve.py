@@ -67,7 +67,8 @@ def nothing_left(total: Account) -> str:
     elif any(reason.startswith(BAD_ROW) for reason in total.dropped):
         advice = "mend them; without --bad_rows drop, the first is named with its place"
     else:
-        advice = "give --data other rows; --keep names what is not dropped"
+        names = [name for name, check in hygiene.CHECKS.items() if check.what in total.dropped]
+        advice = "give --data other rows" + (f"; --keep {' '.join(names)} keeps these" if names else "")
     return f"all {total.read - total.left_out:,} rows were dropped ({reasons}): {advice}"
 
 

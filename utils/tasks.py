@@ -125,7 +125,8 @@ def _rows(spec: TaskSpec, path: Path) -> Iterator[tuple[str, Any]]:
     """File and row, for people, and the row."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"task {spec.title!r} is not on this machine: {path} is missing; it is at {spec.source}; place it there"
+            f"task {spec.title!r} is not on this machine: {path} is missing; it is at {spec.source}; place it there, "
+            "or name its place with --task_file"
         )
     if spec.form != "document":
         yield from ((f"{path} {where}", row) for where, row in formats.read(path))
