@@ -117,6 +117,8 @@ def test_the_commands_of_the_original_and_how_to_ask_them(talk: chat.Chat, echo:
     assert seen.noted == ["the conversation is forgotten"]
     assert not talk.respond("stop")
     assert not talk.respond("/stop ")
+    assert not talk.respond("exit")
+    assert not talk.respond("quit")
     for line in (
         " clear",
         " stop",

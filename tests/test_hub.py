@@ -45,6 +45,11 @@ def test_a_local_directory_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     assert hub.advice("~/模型 1", "").endswith("Its files are not whole: download them again")
     assert "for available files. Give a local directory to" in hub.advice("a/b", said)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved_models").mkdir()
+    assert hub.advice("saved_models/gone", "no").startswith(
+        "cannot load 'saved_models/gone': there is no directory saved_models/gone here, and no. "
+    )
 
 
 def test_a_cached_model_needs_no_network(silent: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def test_convert_and_convert_again(capsys: pytest.CaptureFixture[str], tmp_path:
     assert run(capsys, "convert", "--converter", "flan_cot_tsv", raw, "-o", out, "--set", "aqua")[0] == 0
 
 
+def test_a_file_without_its_format_is_not_taken_for_a_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    code, _, err = run(capsys, "convert", tmp_path / "a.jsonl", "-o", tmp_path / "b.json")
+    assert code == 1
+    assert "that is a file; before it comes a key of the catalogue, or --converter NAME" in err
+
+
 def test_check_stats_preview_and_mix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     data = tmp_path / "数据.jsonl"
     refusal = {"instruction": "Tell me.", "output": "As an AI language model, I cannot."}
