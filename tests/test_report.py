@@ -24,7 +24,7 @@ def test_publishing_writes_run_json_last_and_names_everything(tmp_path: Path) ->
         "adapter verified: 4 tensors read back into a fresh base; largest logit difference 0.0e+00"
     )
     assert lines[1] == "train_loss 0.5000  (9 trained tokens in 1:05)"
-    assert lines[-1] == f"ask it: python3 generate.py --lora_dir {tmp_path}"
+    assert lines[-1] == f"ask it: python3 generate.py --lora_dir {tmp_path} --greedy"
     assert runinfo.read(tmp_path) == make_run()
     assert (tmp_path / "loss.png").is_file()
 

@@ -109,8 +109,8 @@ def model_card(run: RunInfo) -> str:
 
 Load it with `{words["loader"]}.from_pretrained`, or ask it with
 `python3 generate.py --lora_dir <this directory> --greedy`.
-The prompt must be the one it was trained with: template `{run.settings["template"]}`, sha256
-`{run.template_hash[:16]}…`.
+The prompt must be the one it was trained with:
+template `{run.settings["template"]}`, sha256 `{run.template_hash[:16]}…`.
 
 ## Data
 
