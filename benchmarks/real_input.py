@@ -70,7 +70,7 @@ def main() -> int:
             *["--instruction", "Could the members of The Police perform lawful arrests?"],
         )
         results = {
-            "ledger": ledger,
+            "ledger": ledger | {"sources": {Path(name).name: part for name, part in ledger["sources"].items()}},
             "first_loss": losses[0],
             "last_loss": losses[-1],
             "validation_loss": run["metrics"]["validation_loss"],

@@ -14,7 +14,17 @@ import time
 
 import environment
 
-SCRIPTS = ("uniform_finetune.py", "generate.py", "evaluate.py", "merge.py", "prepare_data.py")
+SCRIPTS = (
+    "uniform_finetune.py",
+    "generate.py",
+    "evaluate.py",
+    "merge.py",
+    "predict.py",
+    "server.py",
+    "web.py",
+    "study.py",
+    "prepare_data.py",
+)
 
 
 def median_seconds(*command: str) -> float:
