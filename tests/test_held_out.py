@@ -67,6 +67,8 @@ def test_the_report_has_every_model_in_all_and_by_language_and_how_it_was_read()
     ]
     assert "100.0%  (2/2" in lines[4]
     assert lines[3].endswith("0 announced, 1 bare, 0 by fallback, 1 could not be read")
+    echo = {"base": held_out.score(rows[:1], ["3+7?"])}
+    assert list(held_out.shown(rows, echo, 1))[1] == "      base: 3+7?  [right, read by a fallback]"
     assert list(held_out.shown(rows, scored, 1)) == [
         "question: 3+4?", "      base: 7  [right]", "   adapter: 7  [right]", ""
     ]  # fmt: skip

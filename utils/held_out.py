@@ -71,8 +71,9 @@ def shown(rows: Sequence[Row], scored: Mapping[str, Sequence[Scored]], count: in
     for number, row in enumerate(rows[:count]):
         yield f"question: {question_of(row)}"
         for who, found in scored.items():
-            (text,), is_right = found[number].texts, found[number].is_right(1)
-            yield f"  {who:>8}: {text}  [{'right' if is_right else f'wrong, it is {found[number].reference}'}]"
+            (text,), (reading,) = found[number].texts, found[number].readings
+            verdict = "right" if found[number].is_right(1) else f"wrong, it is {found[number].reference}"
+            yield f"  {who:>8}: {text}  [{verdict}{', read by a fallback' if reading.how == 'fallback' else ''}]"
         yield ""
 
 
