@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = settings.resolve(values)
         catalog.parse_mixture(chosen.data)
         hygiene.resolve(chosen.drop, chosen.keep)
-        if not only_look:
-            kept = {"overwrite": values.overwrite, "resume": chosen.resume_from_checkpoint}
-            settings.check_output(chosen.output_dir, chosen.model_name_or_path, **kept)
     except ValueError as error:
         parser.error(str(error))
+    if not only_look:
+        kept = {"overwrite": values.overwrite, "resume": chosen.resume_from_checkpoint}
+        settings.check_output(chosen.output_dir, chosen.model_name_or_path, **kept)
 
     from utils import dataset, distributed, loading, preflight, preview
 
