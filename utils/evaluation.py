@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from utils import outputs, readings, result_rows, scoring, similarity
-from utils.readings import LETTERS, Audit, Reading
+from utils.readings import LETTERS, UNREAD, Audit, Reading
 from utils.scoring import Accuracy
 from utils.tasks import OPEN
 
 SCORED, SCORES = "scored.jsonl", "scores.json"
-UNREAD = Reading(None, "unread")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,13 +49,14 @@ def score(rows: Sequence[Row], texts: Sequence[str]) -> list[Scored]:
         ValueError: as `reference`.
     """
     languages = [language(question_of(row)) for row in rows]
+    has_groups = len(set(languages)) > 1
     scored = []
     for row, text, spoken in zip(rows, texts, languages, strict=True):
         kind, answer = reference(row)
         scored.append(
             Scored(
                 row=row.origin,
-                group=spoken if len(set(languages)) > 1 else "",
+                group=spoken if has_groups else "",
                 language=spoken,
                 reference=answer,
                 texts=(text,),

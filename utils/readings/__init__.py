@@ -18,7 +18,7 @@ from utils import lookup
 from utils.readings import dates, letters, markup, numbers, options, truths, wording, words
 from utils.readings.contract import HOWS, LETTERS, UNREAD, How, Kind, Reading, Undecided, same
 
-__all__ = ["HOWS", "KINDS", "LETTERS", "Audit", "How", "Reading", "read", "same"]
+__all__ = ["HOWS", "KINDS", "LETTERS", "UNREAD", "Audit", "How", "Reading", "read", "same"]
 
 KINDS: dict[str, Kind] = {
     "number": numbers.KIND,
